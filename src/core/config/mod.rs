@@ -1,0 +1,147 @@
+//! Typed configuration. Two front ends (TOML for new installs, the original's `.conf` grammars) produce the same values; every rule
+//! after that exists once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::core::types::{AbsolutePath, DispatcherId, ProfileName, ScriptName};
+
+/// `limit/window/block` of the rate limiter: more than `limit` events within `window` block the source for `block`. Limit 0 = off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RateSpec {
+    pub limit: u32,
+    pub window: Duration,
+    pub block: Duration,
+}
+
+impl RateSpec {
+    pub const fn new(limit: u32, window_s: u64, block_s: u64) -> Self {
+        Self {
+            limit,
+            window: Duration::from_secs(window_s),
+            block: Duration::from_secs(block_s),
+        }
+    }
+}
+
+/// An address range, IPv4 or IPv6, any prefix length.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cidr {
+    pub network: std::net::IpAddr,
+    pub prefix: u8,
+}
+
+/// Where to look for the auth hook and how long it may take (spec/api.md 10-11).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HookConfig {
+    pub path: PathBuf,
+    pub timeout: Duration,
+}
+
+/// `ctrl-exec.toml` or `ctrl-exec.conf`. Paths already carry the root prefix.
+#[derive(Clone, Debug)]
+pub struct DispatcherConfig {
+    /// The file this came from.
+    pub source: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+    /// Directory of `ca.key`, `ca.crt`, `ca.serial`; default `/etc/ctrl-exec`.
+    pub ca_dir: PathBuf,
+    pub registry_dir: PathBuf,
+    pub pairing_dir: PathBuf,
+    pub auth_hook: Option<HookConfig>,
+    /// Longest silence of an agent during an exchange (key `read_timeout`, alias `timeout`), default 60 s.
+    pub read_timeout: Duration,
+    /// Longest TCP connect plus TLS handshake (key `connect_timeout`, ours), default 10 s.
+    pub connect_timeout: Duration,
+    /// Concurrent exchanges, 1..=1024, default 64.
+    pub max_parallel: usize,
+    /// Lifetime of certificates we sign for agents (key `cert_days`), default 825 at pairing.
+    pub cert_days: u32,
+    /// Sanitised; default the host name, filled in by the front end.
+    pub dispatcher_id: DispatcherId,
+    /// Owner of new dispatcher keys, default `ctrl-exec`; silently skipped when unknown or when we are not root.
+    pub service_user: String,
+    /// Pairing session length 1..=600 s, default 600.
+    pub pairing_timeout: Duration,
+    /// Default 10.
+    pub pairing_max_queue: usize,
+    /// `None` when `pairing_rate_limit_disable` is on. Default 10/60/300.
+    pub pairing_rate_limit: Option<RateSpec>,
+    /// Refuse agents that cannot bind the pairing code to the certificates (key `pairing_require_bound_code`, ours), default off.
+    pub pairing_require_bound_code: bool,
+    /// Address the pairing listener binds to (key `pairing_bind`, ours); default all, IPv6 and IPv4.
+    pub pairing_bind: Option<std::net::IpAddr>,
+    /// Default pairing port 7444 (key `pairing_port`, ours).
+    pub pairing_port: u16,
+}
+
+/// `agent.toml` or `agent.conf`. Paths already carry the root prefix, except those of scripts.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    pub source: PathBuf,
+    /// 1..=65535; 0 lets the kernel pick (printed at start), for tests and the demo.
+    pub port: u16,
+    /// Listen address (key `bind`, ours); default all, IPv6 and IPv4.
+    pub bind: Option<std::net::IpAddr>,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
+    pub trusted_dispatchers_path: PathBuf,
+    pub revoked_serials: PathBuf,
+    /// Empty = no limit. Script paths are the host's: never moved by the root prefix.
+    pub script_dirs: Vec<AbsolutePath>,
+    pub executor_socket: Option<PathBuf>,
+    pub async_runs_dir: PathBuf,
+    pub cert_staging_path: PathBuf,
+    /// Default 10 s.
+    pub stdin_timeout: Duration,
+    /// Longest run of one script (key `run_timeout`, ours), default 3600 s; then its process group is killed.
+    pub run_timeout: Duration,
+    /// Bytes kept of each of stdout and stderr (key `max_output`, ours), default 8 MiB; the rest is dropped and said.
+    pub max_output: usize,
+    pub auth_hook: Option<HookConfig>,
+    /// Empty = all sources. A list of which every entry is bad is an error, never an empty list.
+    pub allowed_ips: Vec<Cidr>,
+    /// `None` = switched off. Default 10/60/300.
+    pub rate_limit_volume: Option<RateSpec>,
+    /// `None` = switched off. Default 3/600/3600.
+    pub rate_limit_probe: Option<RateSpec>,
+    /// Budget of each trusted dispatcher of its own (key `rate_limit_dispatcher`, ours), default 6000/60/10; `None` = off.
+    pub rate_limit_dispatcher: Option<RateSpec>,
+    /// Concurrent connections, 1..=65535, default 256.
+    pub max_children: usize,
+    pub tags: BTreeMap<String, String>,
+    pub profiles: BTreeMap<ProfileName, ProfileConfig>,
+    /// Answer a denied hook like an unknown script (key `auth_deny_generic`, ours on the agent), default off.
+    pub auth_deny_generic: bool,
+    /// Refuse dispatchers that cannot bind the pairing code (key `pairing_require_bound_code`, ours), default off.
+    pub pairing_require_bound_code: bool,
+}
+
+/// One `[profile NAME]` (spec/agent.md 3.5, spec/executor.md 7.2).
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct ProfileConfig {
+    /// User name or decimal uid, as written; `None` = not set.
+    pub run_as: Option<String>,
+    pub caps: Vec<String>,
+    pub writable: Vec<AbsolutePath>,
+    pub no_new_privileges: bool,
+}
+
+/// One line of `scripts.conf` or one `[scripts.NAME]`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ScriptEntry {
+    pub path: AbsolutePath,
+    /// `default` when not named.
+    pub profile: ProfileName,
+}
+
+/// The allowlist: exactly these scripts may run.
+#[derive(Clone, Debug, Default)]
+pub struct Allowlist {
+    pub source: PathBuf,
+    pub scripts: BTreeMap<ScriptName, ScriptEntry>,
+}

@@ -1,0 +1,301 @@
+//! The only way state reaches the disk: whole files, replaced atomically, on the platter before we say so (spec/swarm.md COM-2).
+//!
+//! Steps of [`replace`]: create a temporary file beside the target with the final mode (`O_EXCL`, `O_NOFOLLOW`), write, `fsync`,
+//! rename, `fsync` of the directory. After a crash at any point the target is either the old file or the new one. A left-over
+//! temporary file begins with a dot and ends in `.tmp`; readers ignore such names.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::core::types;
+
+/// What failed, at which path.
+#[derive(Debug, thiserror::Error)]
+pub enum DurableError {
+    #[error("cannot create '{}': {source}", .path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("cannot write '{}': {source}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot put '{}' in place: {source}", .path.display())]
+    Rename { path: PathBuf, source: io::Error },
+    #[error("cannot remove '{}': {source}", .path.display())]
+    Remove { path: PathBuf, source: io::Error },
+    #[error("cannot lock '{}': {source}", .path.display())]
+    Lock { path: PathBuf, source: io::Error },
+    #[error("cannot change the owner of '{}': {source}", .path.display())]
+    Owner { path: PathBuf, source: io::Error },
+}
+
+/// Numeric owner and group that a file shall get; `None` leaves that half as it is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Owner {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+}
+
+/// A file that is written and synced but not yet in place. Dropping it removes the temporary file.
+///
+/// Several can be prepared before the first is committed, so that a set of files changes with the fewest possible steps in between.
+#[derive(Debug)]
+#[must_use = "a prepared file appears only when it is committed"]
+pub struct Prepared {
+    temporary: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+/// Writes and syncs the new content beside `target`, with `mode` (exact, the umask does not apply) and `owner`.
+///
+/// # Errors
+/// Any step fails; nothing is left behind.
+pub fn prepare(
+    target: &Path,
+    bytes: &[u8],
+    mode: u32,
+    owner: Owner,
+) -> Result<Prepared, DurableError> {
+    let suffix = types::random::<8>().map_err(|_| DurableError::Create {
+        path: target.to_owned(),
+        source: io::Error::other("the system gives no random bytes"),
+    })?;
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = target.with_file_name(format!(".{name}.{}.tmp", types::hex(&suffix)));
+    let prepared = Prepared {
+        temporary,
+        target: target.to_owned(),
+        committed: false,
+    };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode & 0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&prepared.temporary)
+        .map_err(|source| DurableError::Create {
+            path: target.to_owned(),
+            source,
+        })?;
+    let write = |source| DurableError::Write {
+        path: target.to_owned(),
+        source,
+    };
+    file.write_all(bytes).map_err(write)?;
+    if owner != Owner::default() {
+        std::os::unix::fs::fchown(&file, owner.uid, owner.gid).map_err(|source| {
+            DurableError::Owner {
+                path: target.to_owned(),
+                source,
+            }
+        })?;
+    }
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+        .map_err(write)?;
+    file.sync_all().map_err(write)?;
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// Renames the file into place and syncs the directory.
+    ///
+    /// # Errors
+    /// The rename or the sync of the directory fails.
+    pub fn commit(mut self) -> Result<(), DurableError> {
+        let failed = |source| DurableError::Rename {
+            path: self.target.clone(),
+            source,
+        };
+        std::fs::rename(&self.temporary, &self.target).map_err(failed)?;
+        self.committed = true;
+        sync_parent(&self.target).map_err(|source| DurableError::Rename {
+            path: self.target.clone(),
+            source,
+        })
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if !self.committed {
+            let _ = std::fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Replaces the whole content of `target`.
+///
+/// # Errors
+/// Any step fails; the old file is then still there, whole.
+pub fn replace(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
+    prepare(target, bytes, mode, Owner::default())?.commit()
+}
+
+/// Like [`replace`], giving the new file an owner before it appears.
+///
+/// # Errors
+/// As [`replace`], and when the owner cannot be set.
+pub fn replace_owned(
+    target: &Path,
+    bytes: &[u8],
+    mode: u32,
+    owner: Owner,
+) -> Result<(), DurableError> {
+    prepare(target, bytes, mode, owner)?.commit()
+}
+
+/// Like [`replace`], keeping owner and group of the file that is replaced (where there is one and we may).
+///
+/// # Errors
+/// As [`replace`]. A refused change of owner is not an error: an unprivileged writer can only own its files itself.
+pub fn replace_keeping_owner(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
+    let old = std::fs::metadata(target).ok().map(|m| Owner {
+        uid: Some(m.uid()),
+        gid: Some(m.gid()),
+    });
+    match old {
+        Some(owner) => match prepare(target, bytes, mode, owner) {
+            Err(DurableError::Owner { .. }) => replace(target, bytes, mode),
+            other => other?.commit(),
+        },
+        None => replace(target, bytes, mode),
+    }
+}
+
+/// Removes a file; one that is not there counts as removed. Returns whether it was there.
+///
+/// # Errors
+/// The file is there and cannot be removed, or the directory cannot be synced.
+pub fn remove(path: &Path) -> Result<bool, DurableError> {
+    let failed = |source| DurableError::Remove {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::remove_file(path) {
+        Ok(()) => sync_parent(path).map(|()| true).map_err(failed),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    match File::open(parent)?.sync_all() {
+        // Some file systems cannot sync a directory and say so this way; EIO and ENOSPC are real.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => other,
+    }
+}
+
+/// Creates a directory with its parents; the last one gets `mode` if it is made now.
+///
+/// # Errors
+/// It cannot be created.
+pub fn create_dir(path: &Path, mode: u32) -> Result<(), DurableError> {
+    let failed = |source| DurableError::Create {
+        path: path.to_owned(),
+        source,
+    };
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match std::fs::create_dir(path) {
+        Ok(()) => {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// An exclusive `flock(2)`, held until dropped. The kernel frees it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Opens (creating it with `mode` if needed) and locks the file, waiting at most `patience`.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or somebody else held the lock all the time.
+    pub fn exclusive(
+        path: &Path,
+        mode: u32,
+        patience: std::time::Duration,
+    ) -> Result<Self, DurableError> {
+        let failed = |source| DurableError::Lock {
+            path: path.to_owned(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(mode)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(failed)?;
+        let deadline = std::time::Instant::now() + patience;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(std::fs::TryLockError::WouldBlock) if std::time::Instant::now() < deadline => {
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                Err(e) => return Err(failed(e.into())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_has_exactly_the_mode_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("key");
+        replace(&target, b"one", 0o640).unwrap();
+        replace(&target, b"two", 0o600).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_uncommitted_file_vanishes_and_the_old_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("state");
+        replace(&target, b"old", 0o644).unwrap();
+        drop(prepare(&target, b"new", 0o644, Owner::default()).unwrap());
+        assert_eq!(std::fs::read(&target).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let error = replace(Path::new("/nonexistent/dir/file"), b"", 0o600).unwrap_err();
+        assert!(
+            error.to_string().contains("/nonexistent/dir/file"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_lock_excludes_and_is_freed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let patience = std::time::Duration::from_millis(30);
+        let held = Lock::exclusive(&path, 0o600, patience).unwrap();
+        assert!(Lock::exclusive(&path, 0o600, patience).is_err());
+        drop(held);
+        assert!(Lock::exclusive(&path, 0o600, patience).is_ok());
+    }
+}

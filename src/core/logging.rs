@@ -1,0 +1,326 @@
+//! Structured action lines (spec/operations.md 11): `ACTION=name`, then the other keys in ascending order.
+//!
+//! A value that is plain (no blanks, quotes, backslashes or control characters) stands as it is. Any other value is put in double
+//! quotes and escaped, so that no value can forge a key or a line: that is the one deviation from the original's format.
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// How urgent a line is; the names of the original.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Priority {
+    Info,
+    Warning,
+    Err,
+}
+
+impl Priority {
+    fn level(self) -> log::Level {
+        match self {
+            Self::Info => log::Level::Info,
+            Self::Warning => log::Level::Warn,
+            Self::Err => log::Level::Error,
+        }
+    }
+}
+
+/// One line in the making. Nothing is written before [`Action::info`], [`Action::warning`] or [`Action::err`].
+#[derive(Clone, Debug)]
+#[must_use = "an action line is written by .info(), .warning() or .err()"]
+pub struct Action {
+    name: &'static str,
+    fields: BTreeMap<&'static str, String>,
+}
+
+/// Longest value that is written; the rest is replaced by `...` (a line stays below what syslog daemons take).
+const MAX_VALUE: usize = 480;
+
+impl Action {
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            fields: BTreeMap::new(),
+        }
+    }
+
+    /// Adds `KEY=value`. Keys are upper-case words.
+    pub fn field(mut self, key: &'static str, value: impl Display) -> Self {
+        debug_assert!(key.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+        self.fields.insert(key, value.to_string());
+        self
+    }
+
+    pub fn info(self) {
+        self.emit(Priority::Info);
+    }
+
+    pub fn warning(self) {
+        self.emit(Priority::Warning);
+    }
+
+    pub fn err(self) {
+        self.emit(Priority::Err);
+    }
+
+    pub fn emit(self, priority: Priority) {
+        log::log!(target: "action", priority.level(), "{}", self.render());
+    }
+
+    fn render(&self) -> String {
+        let mut line = format!("ACTION={}", escape(self.name));
+        for (key, value) in &self.fields {
+            let _ = write!(line, " {key}={}", escape(value));
+        }
+        line
+    }
+}
+
+fn escape(value: &str) -> String {
+    let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"' && c != '\\';
+    if value.len() <= MAX_VALUE && value.chars().all(plain) {
+        return value.to_owned();
+    }
+    let mut out = String::from("\"");
+    for (at, c) in value.char_indices() {
+        if at >= MAX_VALUE {
+            out.push_str("...");
+            break;
+        }
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            // Line and paragraph separators split lines in some viewers although they are not control characters.
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// Where lines go.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Sink {
+    /// The local syslog socket, with stderr as the fallback.
+    Syslog(PathBuf),
+    /// One line on stdout (`CTRL_EXEC_LOG=stdout`, for containers).
+    Stdout,
+    /// One line on stderr (`CTRL_EXEC_LOG=stderr`).
+    Stderr,
+}
+
+impl Sink {
+    /// Reads the value of `CTRL_EXEC_LOG`; anything but the two words means syslog.
+    pub fn from_word(word: Option<&str>) -> Self {
+        match word {
+            Some("stdout") => Self::Stdout,
+            Some("stderr") => Self::Stderr,
+            _ => Self::Syslog(PathBuf::from("/dev/log")),
+        }
+    }
+}
+
+/// Program name on every line: `ctrl-exec-agent`, `ctrl-exec-dispatcher` or `ctrl-exec-api`.
+pub fn init(ident: &'static str, sink: Sink) {
+    let logger = Logger {
+        ident,
+        sink,
+        syslog: Mutex::new(SyslogState::default()),
+    };
+    // A second call in one process (tests) keeps the first logger.
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(log::LevelFilter::Info);
+    }
+}
+
+struct Logger {
+    ident: &'static str,
+    sink: Sink,
+    syslog: Mutex<SyslogState>,
+}
+
+/// A socket is opened anew after an error, at most once a second, and what was lost in between is counted and told.
+#[derive(Default)]
+struct SyslogState {
+    socket: Option<UnixDatagram>,
+    last_attempt: Option<Instant>,
+    dropped: u64,
+}
+
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        // Libraries (rustls, hyper) may log through the same façade; only our own lines belong to the audit trail.
+        metadata.target() == "action"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = record.args().to_string();
+        match &self.sink {
+            Sink::Stdout => {
+                crate::core::terminal::stdout_line(&format!("{}: {line}", self.ident));
+            }
+            Sink::Stderr => {
+                crate::core::terminal::stderr_line(&format!("{}: {line}", self.ident));
+            }
+            Sink::Syslog(path) => {
+                let mut state = self.syslog.lock().unwrap_or_else(|e| e.into_inner());
+                if !state.send(path, self.ident, record.level(), &line) {
+                    crate::core::terminal::stderr_line(&format!("{}: {line}", self.ident));
+                }
+            }
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+impl SyslogState {
+    fn send(&mut self, path: &std::path::Path, ident: &str, level: log::Level, line: &str) -> bool {
+        for _ in 0..2 {
+            if self.socket.is_none() {
+                if self
+                    .last_attempt
+                    .is_some_and(|at| at.elapsed() < RECONNECT_PAUSE)
+                {
+                    break;
+                }
+                self.last_attempt = Some(Instant::now());
+                self.socket = UnixDatagram::unbound()
+                    .and_then(|s| {
+                        s.connect(path)?;
+                        s.set_write_timeout(Some(RECONNECT_PAUSE))?;
+                        Ok(s)
+                    })
+                    .ok();
+                if self.socket.is_some() && self.dropped > 0 {
+                    let lost = std::mem::take(&mut self.dropped);
+                    let note = format!("ACTION=log-lost COUNT={lost}");
+                    let _ = self.send_once(ident, log::Level::Warn, &note);
+                }
+            }
+            if self.socket.is_some() {
+                if self.send_once(ident, level, line) {
+                    return true;
+                }
+                self.socket = None;
+                self.last_attempt = None;
+            }
+        }
+        self.dropped += 1;
+        false
+    }
+
+    fn send_once(&self, ident: &str, level: log::Level, line: &str) -> bool {
+        use syslog::LogFormat as _;
+        let formatter = syslog::Formatter3164 {
+            facility: syslog::Facility::LOG_DAEMON,
+            hostname: None,
+            process: ident.to_owned(),
+            pid: std::process::id(),
+        };
+        let mut datagram = Vec::with_capacity(line.len() + 64);
+        let formatted = match level {
+            log::Level::Error => formatter.format(&mut datagram, syslog::Severity::LOG_ERR, line),
+            log::Level::Warn => {
+                formatter.format(&mut datagram, syslog::Severity::LOG_WARNING, line)
+            }
+            _ => formatter.format(&mut datagram, syslog::Severity::LOG_INFO, line),
+        };
+        match &self.socket {
+            Some(socket) => formatted.is_ok() && socket.send(&datagram).is_ok(),
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn action_stands_first_and_the_other_keys_are_sorted() {
+        let line = Action::new("run")
+            .field("SCRIPT", "check-disk")
+            .field("EXIT", 0)
+            .field("PEER", "10.0.0.1")
+            .render();
+        assert_eq!(line, "ACTION=run EXIT=0 PEER=10.0.0.1 SCRIPT=check-disk");
+    }
+
+    #[test]
+    fn a_value_cannot_forge_a_key_or_a_line() {
+        let line = Action::new("deny")
+            .field("SCRIPT", "x\" ACTION=run\nACTION=run EXIT=0")
+            .render();
+        assert_eq!(
+            line,
+            "ACTION=deny SCRIPT=\"x\\\" ACTION=run\\nACTION=run EXIT=0\""
+        );
+        assert_eq!(Action::new("a").field("K", "").render(), "ACTION=a K=");
+    }
+
+    #[test]
+    fn lines_reach_the_socket_again_after_the_daemon_was_restarted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut state = SyslogState::default();
+        let first = UnixDatagram::bind(&path).unwrap();
+        assert!(state.send(&path, "t", log::Level::Info, "ACTION=one"));
+        let mut buffer = [0; 512];
+        let n = first.recv(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+        assert!(text.starts_with("<30>"), "{text}");
+        assert!(text.ends_with(": ACTION=one"), "{text}");
+
+        drop(first);
+        std::fs::remove_file(&path).unwrap();
+        assert!(!state.send(&path, "t", log::Level::Info, "ACTION=lost"));
+
+        let second = UnixDatagram::bind(&path).unwrap();
+        state.last_attempt = None;
+        assert!(state.send(&path, "t", log::Level::Error, "ACTION=two"));
+        let n = second.recv(&mut buffer).unwrap();
+        let note = String::from_utf8_lossy(&buffer[..n]).into_owned();
+        assert!(note.contains("ACTION=log-lost COUNT=1"), "{note}");
+        let n = second.recv(&mut buffer).unwrap();
+        assert!(String::from_utf8_lossy(&buffer[..n]).starts_with("<27>"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_breaks_the_line(value in ".*") {
+            let line = Action::new("a").field("K", &value).render();
+            let splits = |c: char| c.is_control() || ['\u{2028}', '\u{2029}'].contains(&c);
+            prop_assert!(!line.chars().any(splits));
+            // Outside the quotes there is exactly one blank: the one before K.
+            let mut outside = 0;
+            let (mut quoted, mut escaped) = (false, false);
+            for c in line.chars() {
+                match c {
+                    _ if escaped => escaped = false,
+                    '\\' if quoted => escaped = true,
+                    '"' => quoted = !quoted,
+                    c if c.is_whitespace() && !quoted => outside += 1,
+                    _ => {}
+                }
+            }
+            prop_assert_eq!(outside, 1);
+            prop_assert!(!quoted);
+        }
+    }
+}

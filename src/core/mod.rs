@@ -1,0 +1,10 @@
+//! What the programs share. Knows no applet, prints nothing (but for the log), never exits.
+
+pub mod config;
+pub mod durable;
+pub mod logging;
+pub mod paths;
+pub mod sys;
+pub mod terminal;
+pub mod types;
+pub mod wire;

@@ -1,0 +1,33 @@
+//! Writing to stdout and stderr without ever panicking: a reader that went away is not an error of ours.
+
+use std::io::Write as _;
+
+/// Writes a line to stdout. Returns false when nobody reads any more.
+pub fn stdout_line(line: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+}
+
+/// Writes a line to stderr, if anybody reads it.
+pub fn stderr_line(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Writes bytes as they are to stdout. Returns false when nobody reads any more.
+pub fn stdout_bytes(bytes: &[u8]) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).is_ok()
+}
+
+/// `println!` that ignores a closed pipe.
+#[macro_export]
+macro_rules! say {
+    () => { $crate::core::terminal::stdout_line("") };
+    ($($arg:tt)*) => { $crate::core::terminal::stdout_line(&format!($($arg)*)) };
+}
+
+/// `eprintln!` that ignores a closed pipe.
+#[macro_export]
+macro_rules! complain {
+    ($($arg:tt)*) => { $crate::core::terminal::stderr_line(&format!($($arg)*)) };
+}
