@@ -3,6 +3,7 @@
 pub mod config;
 pub mod durable;
 pub mod logging;
+pub mod pairing;
 pub mod paths;
 pub mod sys;
 pub mod terminal;
