@@ -57,9 +57,16 @@
 //! * The agent checks everything it received ([`delivery`]) before it writes anything, and writes in an order in which every crash leaves the old
 //!   pairing working or a host that says clearly that it is not paired ([`install`]).
 
+pub mod agent;
 pub mod code;
+pub mod dispatcher;
 pub mod framing;
+pub mod ids;
 pub mod message;
+pub mod queue;
+pub mod record;
+#[cfg(test)]
+mod simulation;
 
 use std::time::Duration;
 
