@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::complain;
+use crate::core::logging::Sink;
 use crate::core::paths::{Paths, Platform};
 
 pub use exit::{AppError, Exit};
@@ -34,6 +35,13 @@ impl Context {
             .get(name)
             .map(String::as_str)
             .filter(|v| !v.is_empty())
+    }
+}
+
+impl Context {
+    /// Where the action lines go: `CTRL_EXEC_LOG`, else the syslog socket.
+    pub fn log_sink(&self) -> Sink {
+        Sink::from_word(self.var("CTRL_EXEC_LOG"), self.paths.syslog_socket())
     }
 }
 

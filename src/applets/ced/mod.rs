@@ -1,7 +1,7 @@
 //! `ced`, the dispatcher CLI: a table of verbs (spec/dispatcher.md 1, 10).
 
 use crate::applets::{AppError, Context, Exit, VERSION, cli};
-use crate::core::logging::{self, Sink};
+use crate::core::logging;
 use crate::{complain, say};
 
 /// One verb of `ced`.
@@ -66,10 +66,7 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
             usage()
         )));
     };
-    logging::init(
-        "ctrl-exec-dispatcher",
-        Sink::from_word(context.var("CTRL_EXEC_LOG")),
-    );
+    logging::init("ctrl-exec-dispatcher", context.log_sink());
     let mut words = words;
     words.positional.remove(0);
     let (args, ignored) = words.for_argh(verb.options);
