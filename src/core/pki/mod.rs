@@ -1,0 +1,14 @@
+//! Keys, certificates, requests and the authority that signs them (docs/architecture.md; spec/dispatcher.md 14, spec/swarm.md 3.5).
+
+pub mod cert;
+mod envelope;
+pub mod expiry;
+pub mod identity;
+pub mod keys;
+
+pub use cert::{Certificate, Role, Version};
+pub use identity::PeerIdentity;
+pub use keys::{KeyType, PrivateKey, PublicKey};
+
+#[cfg(test)]
+pub(crate) mod fixtures;
