@@ -4,6 +4,7 @@ pub mod config;
 pub mod durable;
 pub mod logging;
 pub mod paths;
+pub mod profile;
 pub mod sys;
 pub mod terminal;
 pub mod types;
