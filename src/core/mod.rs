@@ -3,10 +3,12 @@
 pub mod clock;
 pub mod config;
 pub mod durable;
+pub mod hostname;
 pub mod logging;
 pub mod pairing;
 pub mod paths;
 pub mod pki;
+pub mod profile;
 pub mod sys;
 pub mod terminal;
 pub mod types;
