@@ -11,5 +11,6 @@ pub mod pki;
 pub mod profile;
 pub mod sys;
 pub mod terminal;
+pub mod tls;
 pub mod types;
 pub mod wire;

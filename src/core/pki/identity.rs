@@ -39,7 +39,7 @@ impl PeerIdentity {
         }
     }
 
-    /// Whether this cannot be an ordinary agent: the role says dispatcher or, without a role, the CN is a dispatcher's (docs/design.md 5).
+    /// Whether this cannot be an ordinary agent: the role says dispatcher or, without a role, the CN is a dispatcher's (spec/agent.md 19.1 item 3).
     pub fn looks_like_dispatcher(&self) -> bool {
         match self.role {
             Some(role) => role == Role::Dispatcher,
