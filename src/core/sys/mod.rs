@@ -1,8 +1,7 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
-pub mod users;
-
 pub mod resolver;
+pub mod users;
 
 use std::path::Path;
 
