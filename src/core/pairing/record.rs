@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::code::{CodeKind, Exchange, Nonce, PairingCode, unhex};
 use super::dispatcher::{Binding, NewRequest};
 use super::ids::{PairingId, SessionId};
-use super::message::{LookupBy, parse_ip};
+use super::message::{parse_ip, parse_lookup_by};
+use crate::core::registry::LookupBy;
 use crate::core::types::{self, AgentName};
 
 /// A name that the source address resolves to.
@@ -134,7 +135,7 @@ impl Record {
             source: parse_ip(&stored.source_ip),
             csr: stored.csr,
             nonce: stored.nonce,
-            lookup_by: stored.lookup_by.as_deref().and_then(LookupBy::from_word),
+            lookup_by: stored.lookup_by.as_deref().and_then(parse_lookup_by),
             port: stored.port.as_ref().and_then(port_of),
             received: stored.received,
             reverse: Some(stored.reverse_dns)
