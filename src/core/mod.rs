@@ -1,13 +1,18 @@
 //! What the programs share. Knows no applet, prints nothing (but for the log), never exits.
 
+pub mod authhook;
 pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod logging;
 pub mod paths;
 pub mod pki;
+pub mod ratelimit;
+pub mod registry;
+pub mod secure_open;
 pub mod sys;
 pub mod terminal;
 pub mod tls;
+pub mod trust;
 pub mod types;
 pub mod wire;
