@@ -10,6 +10,7 @@ pub mod pki;
 pub mod ratelimit;
 pub mod registry;
 pub mod secure_open;
+pub mod profile;
 pub mod sys;
 pub mod terminal;
 pub mod tls;
