@@ -17,6 +17,8 @@ mod raw;
 mod reader;
 mod scripts;
 mod scripts_conf;
+#[cfg(test)]
+mod testing;
 mod toml_front;
 
 use std::collections::BTreeMap;

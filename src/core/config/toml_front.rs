@@ -96,7 +96,8 @@ fn parse(source: &SourceFile, report: &mut Report) -> RawTable {
             report.add(source.diagnostic(Severity::Error, &(at..at), message));
         }
     }
-    let (document, errors) = DeTable::parse_recoverable(&source.text);
+    let (document, mut errors) = DeTable::parse_recoverable(&source.text);
+    errors.sort_by_key(|error| error.span().map(|span| span.start));
     let hint = errors.first().and_then(|_| ini_hint(source));
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
