@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::diagnostics::{Report, Severity};
-use super::raw::{RawDocument, RawTable, RawValue, Style};
+use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::{AgentConfig, Cidr, HookConfig, defaults, profiles};
+use super::{AgentConfig, cidr, hook, profiles, tags};
 use crate::core::paths::Paths;
 use crate::core::types::AbsolutePath;
 
@@ -32,7 +32,7 @@ pub(super) fn build(
         config.pairing_require_bound_code,
     );
     let known = r.finish_with(&["tags", "profile"]);
-    tags(raw.tags, &known, &mut config, source, report);
+    config.tags = tags::build(raw.tags, &known, source, report);
     config.profiles = profiles::build(raw.profiles, style, source, report);
     if config.script_dirs.is_empty() && !report.failed() {
         let message = "script_dirs is not set: every absolute path may be a script; name the directories that hold your scripts";
@@ -70,31 +70,7 @@ fn require(raw: &RawDocument, source: &SourceFile, report: &mut Report) {
 fn network(r: &mut Reader<'_>, config: &mut AgentConfig) {
     config.port = r.port("port", config.port);
     config.bind = r.address("bind");
-    config.allowed_ips = allowed_ips(r).unwrap_or_default();
-}
-
-/// Bad entries are dropped with a warning; a list of nothing but bad entries must not let everybody in (spec/agent.md 3.3, 19.2).
-fn allowed_ips(r: &mut Reader<'_>) -> Option<Vec<Cidr>> {
-    r.list("allowed_ips", |c| c == ',', |r, items| {
-        let mut good = Vec::new();
-        for item in &items.value {
-            match Cidr::parse(&item.value) {
-                Ok(cidr) => good.push(cidr),
-                Err(why) => r.warn(
-                    &item.span,
-                    &format!("allowed_ips: entry '{}' is dropped: {why}", item.value),
-                ),
-            }
-        }
-        if good.is_empty() {
-            let message = format!(
-                "allowed_ips holds no usable address {}: correct it, or remove the key to accept all sources",
-                r.in_file()
-            );
-            r.error(&items.span, &message);
-        }
-        Some(good)
-    })
+    config.allowed_ips = cidr::allowed_ips(r).unwrap_or_default();
 }
 
 fn files(r: &mut Reader<'_>, config: &mut AgentConfig, paths: &Paths) {
@@ -115,7 +91,7 @@ fn files(r: &mut Reader<'_>, config: &mut AgentConfig, paths: &Paths) {
     set("cert_staging_path", &mut config.cert_staging_path);
     config.script_dirs = script_dirs(r).unwrap_or_default();
     config.executor_socket = executor_socket(r, paths);
-    config.auth_hook = auth_hook(r, paths, true);
+    config.auth_hook = hook::read(r, paths, true);
 }
 
 fn script_dirs(r: &mut Reader<'_>) -> Option<Vec<AbsolutePath>> {
@@ -162,32 +138,6 @@ fn executor_socket(r: &mut Reader<'_>, paths: &Paths) -> Option<std::path::PathB
     })
 }
 
-/// `auth_hook` with `auth_hook_timeout`. The agent wants the hook executable at load (spec/agent.md 3.2), the dispatcher when it
-/// calls it.
-pub(super) fn auth_hook(
-    r: &mut Reader<'_>,
-    paths: &Paths,
-    must_be_executable: bool,
-) -> Option<HookConfig> {
-    let span = r.value_span("auth_hook");
-    let path = r.path("auth_hook", paths);
-    let timeout = r.seconds("auth_hook_timeout", 1..=3600, defaults::HOOK_TIMEOUT);
-    let path = path?;
-    if let (true, false, Some(span)) = (must_be_executable, is_executable(&path), span) {
-        let message = format!(
-            "auth_hook '{}' is not executable {}",
-            path.display(),
-            r.in_file()
-        );
-        r.error(&span, &message);
-    }
-    Some(HookConfig { path, timeout })
-}
-
-fn is_executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-}
-
 fn limits(r: &mut Reader<'_>, config: &mut AgentConfig) {
     config.stdin_timeout = r.seconds("stdin_timeout", 1..=DAY, config.stdin_timeout);
     config.run_timeout = r.seconds("run_timeout", 1..=31 * DAY, config.run_timeout);
@@ -201,47 +151,6 @@ fn limits(r: &mut Reader<'_>, config: &mut AgentConfig) {
         config.rate_limit_volume = None;
         config.rate_limit_probe = None;
         config.rate_limit_dispatcher = None;
-    }
-}
-
-fn tags(
-    raw: RawTable,
-    known: &[&'static str],
-    config: &mut AgentConfig,
-    source: &SourceFile,
-    report: &mut Report,
-) {
-    for (key, entry) in raw.entries {
-        let fits = key
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        let mut say = |severity, span, message: String| {
-            report.add(source.diagnostic(severity, span, message));
-        };
-        if key.is_empty() || key.starts_with('-') || !fits {
-            let message = format!(
-                "invalid tag '{key}': use letters, digits, '_', '-', not beginning with '-'"
-            );
-            say(Severity::Error, &entry.key_span, message);
-        } else if let RawValue::Text(value) = entry.value.value {
-            if value.chars().any(|c| c.is_control() && c != '\t') {
-                let message = format!("tag '{key}' holds a control character");
-                say(Severity::Error, &entry.value.span, message);
-            }
-            if known.contains(&key.as_str()) {
-                let message = format!(
-                    "'{key}' below [tags] is only a tag: to set the key, move it above the first section"
-                );
-                say(Severity::Warning, &entry.key_span, message);
-            }
-            config.tags.insert(key, value);
-        } else {
-            let message = format!(
-                "tag '{key}' must be a string, not {}",
-                entry.value.value.kind()
-            );
-            say(Severity::Error, &entry.value.span, message);
-        }
     }
 }
 
@@ -367,17 +276,6 @@ mod tests {
     }
 
     #[test]
-    fn tags_do_not_leak_and_are_not_settings() {
-        let loaded =
-            agent_lines("[tags]\nsite = a\nscript_dirs = /evil\n[tags]\nrole=b c\n").unwrap();
-        let tags = &loaded.value.tags;
-        assert_eq!((tags["site"].as_str(), tags["role"].as_str()), ("a", "b c"));
-        assert_eq!(loaded.value.script_dirs[0].to_string(), "/opt");
-        assert!(warnings(&loaded)[0].contains("'script_dirs' below [tags] is only a tag"));
-        assert!(agent_lines("[tags]\n").unwrap().value.tags.is_empty());
-    }
-
-    #[test]
     fn script_dirs() {
         let dirs = |text: &str| agent_conf(&format!("{REQUIRED}script_dirs = {text}\n"));
         let loaded = dirs("/a::/b/c: ").unwrap();
@@ -392,31 +290,6 @@ mod tests {
         assert!(error(dirs("a")).contains("must be an absolute path: 'a'"));
         assert!(error(dirs(":")).contains("script_dirs names no directory"));
         assert!(error(dirs("")).contains("has no value"));
-    }
-
-    #[test]
-    fn allowed_ips_never_end_up_empty() {
-        let loaded =
-            agent_lines("allowed_ips = 10.00.0.0/16, 1.2.3 ,10.0.0.0/40, fd00::/8,\n").unwrap();
-        let shown: Vec<String> = loaded
-            .value
-            .allowed_ips
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(shown, ["10.0.0.0/16", "fd00::/8"]);
-        let said = warnings(&loaded);
-        assert!(
-            said[0].contains(
-                "6:29: warning: allowed_ips: entry '1.2.3' is dropped: malformed IPv4 address"
-            ),
-            "{said:?}"
-        );
-        assert!(said[1].contains("entry '10.0.0.0/40' is dropped: unsupported prefix length"));
-        for bad in ["allowed_ips = nonsense, 1.2.3", "allowed_ips = ,"] {
-            assert!(error(agent_lines(bad)).contains("allowed_ips holds no usable address"));
-        }
-        assert!(error(agent_toml("allowed_ips = []")).contains("no usable address"));
     }
 
     #[test]
@@ -454,22 +327,6 @@ mod tests {
             let line = error(agent_lines(&format!("rate_limit_disable = {other}\n")));
             assert!(line.contains("1 y yes true on"), "{line}");
         }
-    }
-
-    #[test]
-    fn hooks_must_be_executable_at_load() {
-        let host = Host::new();
-        let conf = format!("{REQUIRED}{DIRS}auth_hook = /hook\nauth_hook_timeout = 3\n");
-        host.write("/etc/ctrl-exec-agent/agent.conf", &conf);
-        let not = |r| error(r).contains("is not executable in '");
-        assert!(not(host.agent()));
-        host.write("/hook", "#!/bin/sh\n");
-        assert!(not(host.agent()));
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(host.at("/hook"), mode).unwrap();
-        let hook = host.agent().unwrap().value.auth_hook.unwrap();
-        assert_eq!(hook.path, host.at("/hook"));
-        assert_eq!(hook.timeout, Duration::from_secs(3));
     }
 
     #[test]

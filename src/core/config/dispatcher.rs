@@ -4,7 +4,7 @@ use super::diagnostics::{Report, Severity};
 use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::{ApiTls, AuthDefault, DispatcherConfig, agent};
+use super::{ApiTls, AuthDefault, DispatcherConfig, hook};
 use crate::core::paths::Paths;
 use crate::core::types::DispatcherId;
 
@@ -61,7 +61,7 @@ fn files(r: &mut Reader<'_>, config: &mut DispatcherConfig, paths: &Paths) {
     set("ca_dir", &mut config.ca_dir);
     set("registry_dir", &mut config.registry_dir);
     set("pairing_dir", &mut config.pairing_dir);
-    config.auth_hook = agent::auth_hook(r, paths, false);
+    config.auth_hook = hook::read(r, paths, false);
 }
 
 fn exchange(r: &mut Reader<'_>, config: &mut DispatcherConfig) {

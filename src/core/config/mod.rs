@@ -11,15 +11,18 @@ mod conf_grammar;
 mod convert;
 mod defaults;
 mod dispatcher;
+mod hook;
 mod load;
 mod profiles;
 mod raw;
 mod reader;
 mod scripts;
 mod scripts_conf;
+mod tags;
 #[cfg(test)]
 mod testing;
 mod toml_front;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

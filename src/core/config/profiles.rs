@@ -152,7 +152,7 @@ fn judge_capability(r: &mut Reader<'_>, item: &Located<String>) {
                     .bytes()
                     .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
         });
-    let near = super::reader::closest_capability(cap, &CAPABILITIES)
+    let near = super::words::closest_capability(cap, &CAPABILITIES)
         .map_or(String::new(), |near| format!("; did you mean {near}?"));
     let message = if well_formed {
         format!(
