@@ -159,7 +159,6 @@ mod tests {
     use super::super::testing::*;
     use super::*;
     use crate::core::config::RateSpec;
-    use std::time::Duration;
 
     #[test]
     fn the_required_keys_are_enough_and_the_rest_has_its_defaults() {

@@ -105,15 +105,19 @@ fn parse(source: &SourceFile, report: &mut Report) -> RawTable {
             report.add(source.of_file(Severity::Error, hint));
             return RawTable::default();
         }
-        let open = errors
+        let line_of = |e: &toml::de::Error| source.line_number(e.span().unwrap_or(0..0).start);
+        let said = |e: &toml::de::Error, words: &str| e.message().contains(words);
+        let unclosed = errors.iter().any(|e| said(e, "unclosed array"));
+        let open_line = errors
             .iter()
-            .any(|e| e.message().contains("unclosed array"));
+            .find(|e| unclosed && said(e, "array"))
+            .map(line_of);
         for error in &errors {
-            let span = error.span().unwrap_or(0..0);
-            if open && error.message().contains("array") {
+            if open_line.is_some_and(|line| line_of(error) >= line) {
                 // Everything below was taken for a part of the array.
                 let message =
                     "an array that begins in this line or above is not closed, expected `,` or `]`";
+                let span = error.span().unwrap_or(0..0);
                 report.add(source.diagnostic(Severity::Error, &span, message));
                 return RawTable::default();
             }
