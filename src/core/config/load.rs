@@ -281,4 +281,24 @@ mod tests {
         assert_eq!(all.len(), 3, "{all:#?}");
         assert!(all[0].contains(":1:8:") && all[1].contains(":2:") && all[2].contains(":3:1:"));
     }
+
+    #[test]
+    fn a_file_full_of_mistakes_has_a_short_report() {
+        for text in [
+            "x\n".repeat(500_000),
+            format!("[profile p]\ncaps = {}\n", "a ".repeat(500_000)),
+            "x".repeat(1_000_000),
+        ] {
+            let error = agent_conf(&text).unwrap_err();
+            assert!(error.diagnostics().len() <= 201);
+            assert!(error.to_string().len() < 400_000);
+        }
+        for text in [
+            format!("[profile.p]\ncaps = [{}]\n", "\"a\",".repeat(200_000)),
+            "a=1 ".repeat(200_000),
+            "[".repeat(1_000_000),
+        ] {
+            assert!(agent_toml(&text).is_err());
+        }
+    }
 }

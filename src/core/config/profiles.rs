@@ -152,6 +152,9 @@ fn judge_capability(r: &mut Reader<'_>, item: &Located<String>) {
                     .bytes()
                     .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
         });
+    if r.report.is_full() {
+        return r.report.count_only(Severity::Error);
+    }
     let near = super::words::closest_capability(cap, &CAPABILITIES)
         .map_or(String::new(), |near| format!("; did you mean {near}?"));
     let message = if well_formed {

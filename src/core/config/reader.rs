@@ -53,6 +53,9 @@ impl<'a> Reader<'a> {
     }
 
     fn add(&mut self, severity: Severity, span: &Range<usize>, message: &str) {
+        if self.report.is_full() {
+            return self.report.count_only(severity);
+        }
         let hint = match &self.comment {
             Some(_) => format!(" ({COMMENT_HINT})"),
             None => String::new(),

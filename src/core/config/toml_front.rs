@@ -89,12 +89,10 @@ fn table_or_error(
 }
 
 fn parse(source: &SourceFile, report: &mut Report) -> RawTable {
-    for start in source.broken_lines() {
-        if let Some(line) = source.lines().find(|line| line.start == start) {
-            let message = format!("the line is not valid UTF-8 in '{}'", source.path.display());
-            let at = line.start + line.text.find('\u{fffd}').unwrap_or(0);
-            report.add(source.diagnostic(Severity::Error, &(at..at), message));
-        }
+    for line in source.broken_lines() {
+        let message = format!("the line is not valid UTF-8 in '{}'", source.path.display());
+        let at = line.start + line.text.find('\u{fffd}').unwrap_or(0);
+        report.add(source.diagnostic(Severity::Error, &(at..at), message));
     }
     let (document, mut errors) = DeTable::parse_recoverable(&source.text);
     errors.sort_by_key(|error| error.span().map(|span| span.start));
@@ -129,6 +127,9 @@ fn parse(source: &SourceFile, report: &mut Report) -> RawTable {
 
 /// Adds the first error of a line; the parser's further ones about the same line, and ours, would mislead.
 fn add_syntax_error(source: &SourceFile, report: &mut Report, error: &toml::de::Error) {
+    if report.is_full() {
+        return report.count_only(Severity::Error);
+    }
     let span = error.span().unwrap_or(0..0);
     let message = error.message().replace('\n', ", ");
     report.add(source.diagnostic(Severity::Error, &span, message));
