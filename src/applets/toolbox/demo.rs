@@ -191,7 +191,12 @@ impl Demo {
         fs::write(etc.join("scripts.toml"), list).map_err(failed)?;
         fs::write(
             etc.join("agent.toml"),
-            format!("port = {port}\nbind = \"127.0.0.1\"\n\n[profile.default]\n"),
+            format!(
+                "port = {port}\nbind = \"127.0.0.1\"\nscript_dirs = [\"{}\"]\n\n\
+                 # Counts once the root executor runs the scripts; without it they run as the agent's own user.\n\
+                 [profile.default]\nrun_as = \"nobody\"\n",
+                scripts.display()
+            ),
         )
         .map_err(failed)
     }
