@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -191,7 +191,12 @@ impl Demo {
         fs::write(etc.join("scripts.toml"), list).map_err(failed)?;
         fs::write(
             etc.join("agent.toml"),
-            format!("port = {port}\nbind = \"127.0.0.1\"\n\n[profile.default]\n"),
+            format!(
+                "port = {port}\nbind = \"127.0.0.1\"\nscript_dirs = [\"{}\"]\n\n\
+                 # Counts once the root executor runs the scripts; without it they run as the agent's own user.\n\
+                 [profile.default]\nrun_as = \"nobody\"\n",
+                scripts.display()
+            ),
         )
         .map_err(failed)
     }
@@ -461,6 +466,6 @@ mod tests {
         for text in [GREET, UPTIME, FAIL] {
             assert!(text.starts_with("#!/bin/sh\n"));
         }
-        assert!(Path::new("/bin/sh").exists());
+        assert!(PathBuf::from("/bin/sh").exists());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::cert::{Certificate, Role, Version};
 use super::keys;
-use crate::core::types::{AgentName, Serial, hex, sha256};
+use crate::core::types::{AgentName, Serial};
 
 /// Common names of dispatcher certificates; the second one is from before 0.8 (spec/agent.md 19.1 item 3).
 pub const DISPATCHER_NAMES: [&str; 2] = ["ctrl-exec-dispatcher", "ctrl-exec"];
@@ -35,7 +35,7 @@ impl PeerIdentity {
             dns_names: certificate.san_dns.clone(),
             version: certificate.version,
             spki_sha256: keys::spki_sha256(&certificate.spki),
-            fingerprint: hex(&sha256(&[&certificate.der])),
+            fingerprint: certificate.fingerprint(),
         }
     }
 
