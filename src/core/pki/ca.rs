@@ -304,7 +304,6 @@ mod tests {
     use super::*;
     use crate::core::pki::PeerIdentity;
     use crate::core::pki::fixtures::{LeafVersion, OpenSsl, agent, new_ca, request};
-    use crate::core::secure_open::{self, OpenError, Trust};
     use crate::core::types::Serial;
     use std::os::unix::fs::MetadataExt as _;
 
