@@ -1,7 +1,8 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
-pub mod resolver;
 pub mod users;
+
+pub mod resolver;
 
 use std::path::Path;
 
