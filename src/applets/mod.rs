@@ -2,6 +2,7 @@
 
 pub mod ced;
 pub mod cli;
+pub(crate) mod detach;
 pub mod exit;
 pub mod toolbox;
 

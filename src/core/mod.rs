@@ -6,6 +6,7 @@ pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod hostname;
+pub mod listen;
 pub mod logging;
 pub mod pairing;
 pub mod paths;

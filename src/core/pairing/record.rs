@@ -250,13 +250,16 @@ fn port_of(value: &Value) -> Option<u16> {
 }
 
 #[cfg(test)]
+pub(crate) use tests::sample;
+
+#[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::core::pairing::message::ReceivedRequest;
     use serde_json::json;
 
     /// A record as our listener writes it.
-    pub(in crate::core::pairing) fn sample(id: &str, host: &str, bound: bool) -> Record {
+    pub(crate) fn sample(id: &str, host: &str, bound: bool) -> Record {
         let request = ReceivedRequest {
             hostname: AgentName::new(host).unwrap(),
             csr: "-----BEGIN CERTIFICATE REQUEST-----\n".to_owned(),
