@@ -254,7 +254,7 @@ impl Demo {
         let (id, code) = wait_for("the request on the dispatcher's side", || {
             let listing = self
                 .run("dispatcher", &["ced", "list-requests", "--json"])?
-                .2;
+                .stdout;
             let requests: Value = serde_json::from_slice(&listing).unwrap_or_default();
             let first = requests
                 .get("requests")
