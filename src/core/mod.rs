@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod durable;
+pub mod exec;
 pub mod logging;
 pub mod paths;
 pub mod sys;
