@@ -119,12 +119,12 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// Reads the value of `CTRL_EXEC_LOG`; anything but the two words means syslog.
-    pub fn from_word(word: Option<&str>) -> Self {
+    /// Reads the value of `CTRL_EXEC_LOG`; anything but the two words means the syslog socket at `socket`.
+    pub fn from_word(word: Option<&str>, socket: PathBuf) -> Self {
         match word {
             Some("stdout") => Self::Stdout,
             Some("stderr") => Self::Stderr,
-            _ => Self::Syslog(PathBuf::from("/dev/log")),
+            _ => Self::Syslog(socket),
         }
     }
 }

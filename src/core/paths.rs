@@ -70,6 +70,11 @@ impl Paths {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
+    /// Socket of the local syslog daemon.
+    pub fn syslog_socket(&self) -> PathBuf {
+        self.resolve("/dev/log")
+    }
+
     // Dispatcher (spec/operations.md 3.1).
 
     pub fn dispatcher_etc(&self) -> PathBuf {

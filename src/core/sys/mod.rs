@@ -1,5 +1,7 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
+pub mod users;
+
 use std::path::Path;
 
 /// `statfs` magic numbers of file systems that do not survive a reboot (linux/magic.h).

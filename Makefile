@@ -1,0 +1,53 @@
+# ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
+.POSIX:
+.PHONY: help deps build static test test-fast demo bench size lint ci clean
+
+ARCH = $(shell uname -m)
+STATIC = target/dist/ctrl-exec-$(ARCH)
+# rustup's cargo where there is one, else the distribution's.
+CARGO = $(shell command -v cargo || echo /usr/bin/cargo)
+
+help:
+	@echo "make demo    build, then pair a dispatcher and an agent in a temporary folder and run scripts"
+	@echo "make test    build the static binary, run every test against it"
+	@echo "make build   host build (debug)          make static  static musl binary in target/dist"
+	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
+	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
+
+deps:
+	@sh dist/deps.sh static
+
+build:
+	@sh dist/deps.sh
+	$(CARGO) build --locked
+
+static: deps
+	sh dist/static.sh
+
+test: static
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) $(CARGO) test --locked
+
+# The same tests against the debug build: quicker while working.
+test-fast:
+	$(CARGO) test --locked
+
+demo: static
+	$(STATIC) demo
+
+bench: static
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) $(CARGO) bench --locked --bench main
+
+size: static
+	sh dist/size.sh $(STATIC)
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@command -v cargo-deny >/dev/null 2>&1 || test -x "$$HOME/.cargo/bin/cargo-deny" || $(CARGO) install --quiet --locked cargo-deny@0.20.2
+	PATH="$$PATH:$$HOME/.cargo/bin" sh dist/deny.sh
+
+ci:
+	bash .ci/run
+
+clean:
+	$(CARGO) clean

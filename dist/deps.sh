@@ -1,0 +1,66 @@
+#!/bin/sh
+# Installs what building and testing need and what is missing, on Debian and Alpine. As root it installs; otherwise it prints the
+# one command to run. Does nothing when everything is there.
+set -eu
+
+need_static=${1:-}
+missing=""
+want() { # command package...
+    command -v "$1" >/dev/null 2>&1 || { shift; missing="$missing $*"; }
+}
+
+run_as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        sh -c "$1"
+    else
+        echo "Something is missing. Run this once, then try again:" >&2
+        echo "  sudo sh -c '$1'" >&2
+        exit 1
+    fi
+}
+
+# A distribution's compiler counts only if it is new enough (Cargo.toml: rust-version).
+new_enough() {
+    version=$("$1" --version 2>/dev/null | awk '{print $2}')
+    [ -n "$version" ] || return 1
+    major=${version%%.*} rest=${version#*.} minor=${rest%%.*}
+    [ "$major" -gt 1 ] || [ "$minor" -ge 89 ]
+}
+have_rust=no
+for cargo in cargo "${HOME:-/root}/.cargo/bin/cargo" /usr/bin/cargo; do
+    if new_enough "$cargo"; then have_rust=yes; break; fi
+done
+
+if [ -f /etc/alpine-release ]; then
+    [ "$have_rust" = yes ] || missing="$missing rust cargo"
+    want cc gcc musl-dev
+    want make make
+    want openssl openssl
+    want python3 python3
+    want ip iproute2
+    want file file
+    [ -z "$missing" ] || run_as_root "apk add --no-cache$missing"
+elif [ -f /etc/debian_version ]; then
+    want cc gcc libc6-dev
+    want make make
+    want openssl openssl
+    want python3 python3
+    want ip iproute2
+    want file file
+    want perl perl
+    perl -MIO::Socket::SSL -e1 2>/dev/null || missing="$missing libio-socket-ssl-perl"
+    want unshare util-linux
+    [ "$have_rust" = yes ] || missing="$missing rustc-web cargo-web"
+    if ! sh dist/static.sh --can-build; then
+        if command -v rustup >/dev/null 2>&1 && rustup target add "$(uname -m)-unknown-linux-musl" >/dev/null 2>&1; then
+            want musl-gcc musl-tools
+        else
+            missing="$missing rustc-web cargo-web rust-web-src python3-venv"
+        fi
+    fi
+    [ -z "$missing" ] || run_as_root "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends$missing"
+    [ "$need_static" != static ] || sh dist/static.sh --tools
+else
+    echo "This is neither Debian nor Alpine. Needed: Rust 1.89 or newer with the musl target, a C compiler, make, openssl, python3, ip, file." >&2
+    [ "$have_rust" = yes ] || exit 1
+fi

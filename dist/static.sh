@@ -1,0 +1,66 @@
+#!/bin/sh
+# Builds the static musl binary with whichever toolchain is there and puts it to target/dist/ctrl-exec-ARCH.
+#   static.sh              build
+#   static.sh --can-build  exit 0 if the compilers for it are there
+#   static.sh --tools      fetch Zig's C toolchain (only for the third way)
+#
+# Three ways, in this order: rustup's musl target; a host that is musl itself (Alpine); Debian's standard library source, which is
+# compiled along (-Zbuild-std) and linked by Zig's C toolchain, because Debian's libgcc_eh wants a symbol that musl has not.
+set -eu
+
+arch=${ARCH:-$(uname -m)}
+target=$arch-unknown-linux-musl
+venv=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ctrl-exec-build/zig
+
+way() {
+    if command -v rustc >/dev/null 2>&1 && [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
+        echo rustup
+    elif [ -f /etc/alpine-release ] && command -v cargo >/dev/null 2>&1; then
+        echo native
+    elif [ -x /usr/bin/rustc ] && [ -d "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] && /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null; then
+        echo debian
+    else
+        return 1
+    fi
+}
+
+case ${1:-} in
+--can-build)
+    way >/dev/null
+    exit
+    ;;
+--tools)
+    [ "$(way)" = debian ] || exit 0
+    if [ ! -x "$venv/bin/cargo-zigbuild" ]; then
+        rm -rf "$venv"
+        /usr/bin/python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check ziglang==0.15.2 cargo-zigbuild==0.23.4
+    fi
+    exit
+    ;;
+esac
+
+way=$(way) || {
+    echo "No toolchain for $target: run 'make deps' first." >&2
+    exit 1
+}
+case $way in
+rustup)
+    cargo build --locked --release --target "$target"
+    built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
+    ;;
+native)
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target-dir "${CARGO_TARGET_DIR:-target}/static"
+    built=${CARGO_TARGET_DIR:-target}/static/release/ctrl-exec
+    ;;
+debian)
+    sh "$0" --tools
+    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Clink-self-contained=no \
+        "$venv/bin/cargo-zigbuild" zigbuild --locked --release -Zbuild-std=std,panic_abort --target "$target"
+    built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
+    ;;
+esac
+mkdir -p target/dist
+cp "$built" "target/dist/ctrl-exec-$arch.new"
+mv "target/dist/ctrl-exec-$arch.new" "target/dist/ctrl-exec-$arch"
+echo "target/dist/ctrl-exec-$arch ($way): $(wc -c <"target/dist/ctrl-exec-$arch") bytes"

@@ -1,0 +1,101 @@
+//! `ced`, the dispatcher CLI: a table of verbs (spec/dispatcher.md 1, 10).
+
+use crate::applets::{AppError, Context, Exit, VERSION, cli};
+use crate::core::logging;
+use crate::{complain, say};
+
+/// One verb of `ced`.
+struct Verb {
+    name: &'static str,
+    summary: &'static str,
+    /// Options of [`OPTIONS`] that mean something here.
+    options: &'static [&'static str],
+    entry: fn(&Context, &Call) -> Result<Exit, AppError>,
+}
+
+/// A verb with its words, ready for argh.
+pub(crate) struct Call {
+    verb: &'static str,
+    args: Vec<String>,
+    help: bool,
+    /// What stands behind `--`.
+    pub(crate) after_dashes: Option<Vec<String>>,
+}
+
+impl Call {
+    /// Parses into the argument struct of the verb, or prints its help.
+    pub(crate) fn parse<T: argh::FromArgs>(&self) -> Result<T, AppError> {
+        let command = ["ced", self.verb];
+        if self.help {
+            return Err(cli::help::<T>(&command));
+        }
+        cli::parse(&command, &self.args)
+    }
+}
+
+/// Every option of every verb: the original parses one set for all modes (spec/dispatcher.md 1.2).
+const OPTIONS: &[cli::Opt] = &[cli::value("config"), cli::flag("json")];
+
+static VERBS: &[Verb] = &[];
+
+pub(crate) fn is_verb(word: &str) -> bool {
+    VERBS.iter().any(|v| v.name == word)
+}
+
+pub(crate) fn verb_names() -> Vec<&'static str> {
+    VERBS.iter().map(|v| v.name).collect()
+}
+
+pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
+    let words = cli::normalise(args, OPTIONS)?;
+    if words.version {
+        say!("ctrl-exec-dispatcher {VERSION}");
+        return Ok(Exit::Success);
+    }
+    let Some(word) = words.positional.first() else {
+        if words.help {
+            say!("{}", usage());
+            return Ok(Exit::Success);
+        }
+        return Err(AppError::usage(usage()));
+    };
+    let Some(verb) = VERBS.iter().find(|v| v.name == word) else {
+        return Err(AppError::usage(format!(
+            "Unknown mode '{}'\n\n{}",
+            word.escape_debug(),
+            usage()
+        )));
+    };
+    logging::init("ctrl-exec-dispatcher", context.log_sink());
+    let mut words = words;
+    words.positional.remove(0);
+    let (args, ignored) = words.for_argh(verb.options);
+    for name in ignored {
+        complain!(
+            "Note: option '--{name}' has no effect with '{}'.",
+            verb.name
+        );
+    }
+    let call = Call {
+        verb: verb.name,
+        args,
+        help: words.help,
+        after_dashes: words.after_dashes,
+    };
+    (verb.entry)(context, &call)
+}
+
+fn usage() -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from(
+        "Usage: ced VERB [OPTION...] [WORD...]\n\nRuns allowlisted scripts on paired hosts over mutual TLS.\n\nVerbs:\n",
+    );
+    for verb in VERBS {
+        let _ = writeln!(text, "  {:<16} {}", verb.name, verb.summary);
+    }
+    text.push_str(
+        "\nOptions may stand anywhere before '--'. 'ced VERB --help' tells those of a verb.\n\
+         Everywhere: --config FILE, --root DIR, --version, --help.",
+    );
+    text
+}

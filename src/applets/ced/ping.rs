@@ -1,0 +1,130 @@
+//! `ced ping HOST...` (spec/dispatcher.md 10.5).
+
+use std::path::PathBuf;
+
+use argh::FromArgs;
+use serde_json::{Value, json};
+
+use crate::applets::ced::Call;
+use crate::applets::ced::common::{self, Claims};
+use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
+use crate::applets::ced::run::denied;
+use crate::applets::{AppError, Context, Exit};
+use crate::core::authhook::Decision;
+use crate::core::client::exchange::host_port;
+use crate::core::logging::Action;
+use crate::core::wire;
+use crate::say;
+
+/// Ask paired hosts whether they answer, which release they run and when their certificate ends.
+#[derive(FromArgs)]
+#[argh(help_triggers("-h", "--help"))]
+struct PingArgs {
+    /// configuration file (default /etc/ctrl-exec/ctrl-exec.toml, else ctrl-exec.conf)
+    #[argh(option)]
+    config: Option<PathBuf>,
+    /// print one JSON object instead of a table
+    #[argh(switch)]
+    json: bool,
+    /// end with status 1 if any host did not answer (without it: 0, as scripts of older releases expect)
+    #[argh(switch)]
+    check: bool,
+    /// port of hosts that name none
+    #[argh(option)]
+    port: Option<u16>,
+    /// name to claim towards the hook (default $USER)
+    #[argh(option)]
+    username: Option<String>,
+    /// token for the hook; visible in the process list: prefer the variable ENVEXEC_TOKEN
+    #[argh(option)]
+    token: Option<String>,
+    /// hosts, each with an optional :PORT
+    #[argh(positional)]
+    hosts: Vec<String>,
+}
+
+pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
+    let args: PingArgs = call.parse()?;
+    if args.hosts.is_empty() {
+        return Err(AppError::usage("Need at least one host: ced ping HOST[:PORT]..."));
+    }
+    let config = common::load_config(context, args.config.as_deref())?;
+    let targets = common::resolve(&config, &args.hosts, args.port)?;
+    let claims = Claims::new(context, args.username, args.token);
+    let decision = common::block_on(common::authorise(&config, &claims, "ping", "", &args.hosts, &[]))?;
+    if let Decision::Denied { reason, code } = decision {
+        return Ok(denied(args.json, &reason, code));
+    }
+
+    let reqid = common::new_reqid()?;
+    let body = serde_json::to_vec(&wire::PingRequest {
+        reqid: reqid.to_string(),
+    })
+    .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
+    if !args.json {
+        say!("{:<30}  {:<8}  {:<8}  {:<28}  VERSION", "HOST", "STATUS", "RTT", "CERT EXPIRY");
+        say!("{}", "-".repeat(85));
+    }
+    let results = dispatch(&config, targets, &Job { path: "/ping", body }, |result| {
+        log(result, reqid.as_str());
+        if !args.json {
+            print(result);
+        }
+    })?;
+    if args.json {
+        let objects: Vec<Value> = results
+            .iter()
+            .map(|r| {
+                Value::Object(r.object(reqid.as_str(), |error| json!({"status": "error", "error": error.to_string()})))
+            })
+            .collect();
+        say!("{}", json!({"ok": 1, "results": objects}));
+    }
+    Ok(if args.check && !results.iter().all(alive) {
+        Exit::Failure
+    } else {
+        Exit::Success
+    })
+}
+
+fn text<'a>(result: &'a HostResult, name: &str) -> &'a str {
+    result
+        .answer
+        .as_ref()
+        .ok()
+        .and_then(|a| a.body.get(name))
+        .and_then(Value::as_str)
+        .unwrap_or("?")
+}
+
+fn alive(result: &HostResult) -> bool {
+    text(result, "status") == "ok"
+}
+
+fn log(result: &HostResult, reqid: &str) {
+    let line = Action::new("ping")
+        .field("REQID", reqid)
+        .field("RTT", &result.rtt)
+        .field("TARGET", host_port(&result.target));
+    match &result.answer {
+        Ok(_) if alive(result) => line.field("RESULT", "ok").info(),
+        Ok(_) => line.field("ERROR", "the answer has no status ok").err(),
+        Err(error) => line.field("ERROR", error).err(),
+    }
+}
+
+fn print(result: &HostResult) {
+    let status = if alive(result) { "ok" } else { "error" };
+    say!(
+        "{:<30}  {:<8}  {:<8}  {:<28}  {}",
+        result.label(),
+        status,
+        result.rtt,
+        text(result, "expiry").escape_debug().to_string(),
+        text(result, "version").escape_debug()
+    );
+    // The original hides the reason; it is what the operator needs next.
+    if let Err(error) = &result.answer {
+        say!("    {error}");
+    }
+}

@@ -1,0 +1,76 @@
+//! What can go wrong between dispatcher and agent, and the sentence for it (spec/dispatcher.md 9).
+
+use std::io;
+use std::time::Duration;
+
+use crate::core::tls::TlsFailure;
+
+/// Why an exchange gave no usable answer. Every variant ends with what the operator can do.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ExchangeError {
+    #[error("host '{host}' did not resolve - check the name or use an IP address")]
+    Unresolved { host: String },
+    #[error("host '{host}' did not respond on port {port} - connection refused (agent not running, or wrong port?)")]
+    Refused { host: String, port: u16 },
+    #[error("host '{host}' is unreachable - no route to host or network down")]
+    Unreachable { host: String },
+    #[error("host '{host}' did not respond - connection timed out")]
+    ConnectTimeout { host: String },
+    #[error("TLS handshake with '{host}' failed - certificate or trust mismatch ({failure})")]
+    Tls { host: String, failure: TlsFailure },
+    /// The address answered with a certificate that is not the agent's (design.md 5).
+    #[error("{0}")]
+    WrongPeer(String),
+    #[error("read timeout after {}s", .0.as_secs())]
+    ReadTimeout(Duration),
+    #[error("agent closed the connection without an answer (blocked by its rate limit or allowed_ips, or an older agent that crashed?)")]
+    Closed,
+    #[error("connection to the agent was lost: {0}")]
+    Lost(String),
+    /// 403 with the agent's words.
+    #[error("forbidden: {0}")]
+    Forbidden(String),
+    #[error("request too large")]
+    TooLarge,
+    #[error("answer of the agent is larger than {0} bytes")]
+    ReplyTooLarge(usize),
+    /// Another status that is not 2xx.
+    #[error("{0}")]
+    Status(String),
+    #[error("invalid JSON response")]
+    InvalidJson,
+}
+
+/// Sorts the failure of a TCP connect by cause.
+pub(crate) fn of_connect(host: &str, port: u16, error: &io::Error) -> ExchangeError {
+    let host = host.to_owned();
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => ExchangeError::Refused { host, port },
+        io::ErrorKind::TimedOut => ExchangeError::ConnectTimeout { host },
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
+            ExchangeError::Unreachable { host }
+        }
+        _ => ExchangeError::Lost(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_those_that_scripts_match() {
+        let refused = of_connect("h", 7443, &io::Error::from(io::ErrorKind::ConnectionRefused));
+        assert_eq!(
+            refused.to_string(),
+            "host 'h' did not respond on port 7443 - connection refused (agent not running, or wrong port?)"
+        );
+        let unreachable = of_connect("h", 1, &io::Error::from(io::ErrorKind::NetworkUnreachable));
+        assert_eq!(unreachable.to_string(), "host 'h' is unreachable - no route to host or network down");
+        assert_eq!(
+            ExchangeError::ReadTimeout(Duration::from_secs(60)).to_string(),
+            "read timeout after 60s"
+        );
+        assert_eq!(ExchangeError::Forbidden("serial mismatch".into()).to_string(), "forbidden: serial mismatch");
+    }
+}

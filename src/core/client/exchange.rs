@@ -1,0 +1,246 @@
+//! One HTTPS exchange with one agent (spec/dispatcher.md 7-9): connect, hand-shake, check who answered, send, read; each with a deadline.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::{Body as _, Bytes};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Map, Value};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::core::client::error::{ExchangeError, of_connect};
+use crate::core::client::peer;
+use crate::core::pki::PeerIdentity;
+use crate::core::registry::Target;
+use crate::core::tls;
+use crate::core::wire;
+
+/// What every exchange of a dispatch shares.
+#[derive(Clone)]
+pub struct Client {
+    tls: Arc<rustls::ClientConfig>,
+    connect_timeout: Duration,
+    read_timeout: Duration,
+}
+
+/// An answer with status 2xx.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub body: Map<String, Value>,
+}
+
+/// The address text of a target, as errors and log lines name it.
+pub fn host_port(target: &Target) -> String {
+    if target.address.contains(':') {
+        format!("[{}]:{}", target.address, target.port)
+    } else {
+        format!("{}:{}", target.address, target.port)
+    }
+}
+
+impl Client {
+    /// `connect_timeout` covers name resolution, TCP and TLS; `read_timeout` is the longest silence of the agent afterwards.
+    pub fn new(tls: Arc<rustls::ClientConfig>, connect_timeout: Duration, read_timeout: Duration) -> Self {
+        Self {
+            tls,
+            connect_timeout,
+            read_timeout,
+        }
+    }
+
+    /// Sends one request and reads the whole answer. `body` is sent as JSON; `None` sends none.
+    ///
+    /// # Errors
+    /// See [`ExchangeError`]; an answer that is not 2xx is one too.
+    pub async fn exchange(
+        &self,
+        target: &Target,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer, ExchangeError> {
+        let stream = self.connect(target).await?;
+        // The answer's headers come when the script has ended, so silence is measured over the whole wait, as in the original.
+        let (status, bytes) = self.round_trip(target, stream, method, path, body).await?;
+        judge(status, &bytes)
+    }
+
+    async fn connect(&self, target: &Target) -> Result<TlsStream<TcpStream>, ExchangeError> {
+        let host = target.address.as_str();
+        let deadline = Instant::now() + self.connect_timeout;
+        let too_late = || ExchangeError::ConnectTimeout { host: host.to_owned() };
+        let left = || deadline.saturating_duration_since(Instant::now());
+
+        let addresses = tokio::time::timeout(left(), tokio::net::lookup_host((host, target.port)))
+            .await
+            .map_err(|_| too_late())?
+            .map_err(|_| ExchangeError::Unresolved { host: host.to_owned() })?;
+        let mut failure = ExchangeError::Unresolved { host: host.to_owned() };
+        let mut connected = None;
+        for address in addresses {
+            match tokio::time::timeout(left(), TcpStream::connect(address)).await {
+                Err(_) => return Err(too_late()),
+                Ok(Err(e)) => failure = of_connect(host, target.port, &e),
+                Ok(Ok(stream)) => {
+                    connected = Some(stream);
+                    break;
+                }
+            }
+        }
+        let stream = connected.ok_or(failure)?;
+        let _ = stream.set_nodelay(true);
+
+        let name = tls::server_name(host);
+        let stream = tokio::time::timeout(left(), TlsConnector::from(self.tls.clone()).connect(name, stream))
+            .await
+            .map_err(|_| too_late())?
+            .map_err(|e| ExchangeError::Tls {
+                host: host.to_owned(),
+                failure: tls::classify_io(&e),
+            })?;
+        let identity = PeerIdentity::from_connection(stream.get_ref().1).map_err(|e| ExchangeError::WrongPeer(e.to_string()))?;
+        peer::check(&target.record, &identity).map_err(ExchangeError::WrongPeer)?;
+        Ok(stream)
+    }
+
+    async fn round_trip(
+        &self,
+        target: &Target,
+        stream: TlsStream<TcpStream>,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<(StatusCode, Vec<u8>), ExchangeError> {
+        let silent = |_| ExchangeError::ReadTimeout(self.read_timeout);
+        let lost = |e: &hyper::Error| of_http(&target.address, e);
+
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(&e))?;
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("Host", host_port(target))
+            .header("Connection", "close")
+            .header("User-Agent", concat!("ctrl-exec/", env!("CARGO_PKG_VERSION")));
+        if body.is_some() {
+            request = request.header("Content-Type", "application/json");
+        }
+        let request = request
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|e| ExchangeError::Lost(e.to_string()))?;
+
+        let exchange = async {
+            let reply = tokio::time::timeout(self.read_timeout, sender.send_request(request))
+                .await
+                .map_err(silent)?
+                .map_err(|e| lost(&e))?;
+            let status = reply.status();
+            let mut incoming = reply.into_body();
+            if incoming.size_hint().lower() > wire::MAX_REPLY_BODY as u64 {
+                return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
+            }
+            let mut bytes = Vec::new();
+            while let Some(frame) = tokio::time::timeout(self.read_timeout, incoming.frame()).await.map_err(silent)? {
+                if let Ok(data) = frame.map_err(|e| lost(&e))?.into_data() {
+                    if bytes.len() + data.len() > wire::MAX_REPLY_BODY {
+                        return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
+                    }
+                    bytes.extend_from_slice(&data);
+                }
+            }
+            Ok((status, bytes))
+        };
+        let mut connection = std::pin::pin!(connection);
+        let mut exchange = std::pin::pin!(exchange);
+        let mut driving = true;
+        loop {
+            tokio::select! {
+                result = &mut exchange => return result,
+                // The driver ends when the agent closes; what it left in the buffers is still read by the exchange.
+                _ = &mut connection, if driving => driving = false,
+            }
+        }
+    }
+}
+
+/// An agent that refuses our certificate under TLS 1.3 says so only now, in place of an answer.
+fn of_http(host: &str, error: &hyper::Error) -> ExchangeError {
+    use std::error::Error as _;
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            return match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(failure) => ExchangeError::Tls {
+                    host: host.to_owned(),
+                    failure: tls::classify(failure),
+                },
+                None if matches!(
+                    io.kind(),
+                    std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
+                ) =>
+                {
+                    ExchangeError::Closed
+                }
+                None => ExchangeError::Lost(io.to_string()),
+            };
+        }
+        source = cause.source();
+    }
+    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        ExchangeError::Closed
+    } else {
+        ExchangeError::Lost(error.to_string())
+    }
+}
+
+/// Decides what an answer means (spec/dispatcher.md 9.1): any 2xx with a JSON object is success.
+fn judge(status: StatusCode, bytes: &[u8]) -> Result<Answer, ExchangeError> {
+    let parsed: Option<Map<String, Value>> = serde_json::from_slice(bytes).ok();
+    if status.is_success() {
+        return parsed
+            .map(|body| Answer {
+                status: status.as_u16(),
+                body,
+            })
+            .ok_or(ExchangeError::InvalidJson);
+    }
+    let words = parsed.as_ref().and_then(|b| b.get("error")).and_then(Value::as_str);
+    let line = || match status.canonical_reason() {
+        Some(reason) => format!("{} {reason}", status.as_u16()),
+        None => status.as_u16().to_string(),
+    };
+    Err(match status.as_u16() {
+        403 => ExchangeError::Forbidden(words.map_or_else(line, str::to_owned)),
+        413 => ExchangeError::TooLarge,
+        _ => ExchangeError::Status(words.map_or_else(line, |w| format!("{}: {w}", line()))),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_judged_by_status_and_body() {
+        assert_eq!(judge(StatusCode::OK, b"{\"exit\":0}").unwrap().body["exit"], 0);
+        assert_eq!(judge(StatusCode::OK, b"[1]").unwrap_err(), ExchangeError::InvalidJson);
+        assert_eq!(judge(StatusCode::OK, b"").unwrap_err(), ExchangeError::InvalidJson);
+        assert_eq!(
+            judge(StatusCode::FORBIDDEN, b"{\"error\":\"serial mismatch\"}").unwrap_err(),
+            ExchangeError::Forbidden("serial mismatch".into())
+        );
+        assert_eq!(
+            judge(StatusCode::FORBIDDEN, b"garbage").unwrap_err(),
+            ExchangeError::Forbidden("403 Forbidden".into())
+        );
+        assert_eq!(judge(StatusCode::PAYLOAD_TOO_LARGE, b"").unwrap_err(), ExchangeError::TooLarge);
+        assert_eq!(
+            judge(StatusCode::NOT_FOUND, b"{\"error\":\"not found\"}").unwrap_err(),
+            ExchangeError::Status("404 Not Found: not found".into())
+        );
+    }
+}

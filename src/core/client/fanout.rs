@@ -1,0 +1,96 @@
+//! Many exchanges at once, in one process, with a bound (spec/dispatcher.md 6).
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// Runs `work` for every item, at most `parallel` at a time, and hands each result with its index to `done` as it comes.
+/// Returns the results in the order of the items. A failed item never stops the others.
+///
+/// `lost` makes the result of an item whose task ended without one (it was cancelled or panicked).
+pub async fn fan_out<T, R, F, W>(
+    items: Vec<T>,
+    parallel: usize,
+    work: W,
+    lost: impl Fn(usize) -> R,
+    mut done: impl FnMut(usize, &R),
+) -> Vec<R>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+    W: Fn(T) -> F,
+{
+    let slots = Arc::new(Semaphore::new(parallel.max(1)));
+    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    let mut items = items.into_iter().enumerate();
+    let mut running = JoinSet::new();
+    loop {
+        // A task is made only when it may run, so memory follows `parallel` and not the number of hosts.
+        if let Ok(slot) = slots.clone().try_acquire_owned()
+            && let Some((index, item)) = items.next()
+        {
+            let job = work(item);
+            running.spawn(async move {
+                let _slot = slot;
+                (index, job.await)
+            });
+            continue;
+        }
+        match running.join_next().await {
+            None => break,
+            Some(Ok((index, result))) => {
+                done(index, &result);
+                results[index] = Some(result);
+            }
+            Some(Err(_)) => {}
+        }
+    }
+    results
+        .into_iter()
+        .enumerate()
+        .map(|(index, result)| result.unwrap_or_else(|| lost(index)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn order_is_kept_the_bound_holds_and_a_dead_worker_hurts_nobody() {
+        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        static MOST: AtomicUsize = AtomicUsize::new(0);
+        let mut finished = Vec::new();
+        let results = fan_out(
+            (0_u64..7).collect(),
+            2,
+            |n| async move {
+                let now = RUNNING.fetch_add(1, Ordering::SeqCst) + 1;
+                MOST.fetch_max(now, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(10 * (7 - n))).await;
+                RUNNING.fetch_sub(1, Ordering::SeqCst);
+                assert_ne!(n, 3, "this worker dies");
+                format!("result {n}")
+            },
+            |index| format!("lost {index}"),
+            |index, _| finished.push(index),
+        )
+        .await;
+        assert_eq!(results[2], "result 2");
+        assert_eq!(results[3], "lost 3");
+        assert_eq!(results.len(), 7);
+        assert_eq!(finished.len(), 6);
+        assert!(MOST.load(Ordering::SeqCst) <= 2);
+    }
+
+    #[tokio::test]
+    async fn nothing_in_nothing_out() {
+        let results: Vec<u8> = fan_out(Vec::<u8>::new(), 0, |n| async move { n }, |_| 0, |_, _| {}).await;
+        assert!(results.is_empty());
+    }
+}
