@@ -115,6 +115,22 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// Puts the file in place only if nothing is there yet; whatever is there stays untouched.
+    ///
+    /// # Errors
+    /// The target exists (`AlreadyExists`), or cannot be made, or the directory cannot be synced.
+    pub fn commit_new(self) -> Result<(), DurableError> {
+        // A link, unlike a rename, never replaces; dropping `self` then removes the temporary name.
+        std::fs::hard_link(&self.temporary, &self.target)
+            .and_then(|()| sync_parent(&self.target))
+            .map_err(|source| DurableError::Create {
+                path: self.target.clone(),
+                source,
+            })
+    }
+}
+
 impl Drop for Prepared {
     fn drop(&mut self) {
         if !self.committed {
@@ -276,6 +292,20 @@ mod tests {
         replace(&target, b"old", 0o644).unwrap();
         drop(prepare(&target, b"new", 0o644, Owner::default()).unwrap());
         assert_eq!(std::fs::read(&target).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_new_file_never_replaces_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("ca.key");
+        let new = |bytes: &[u8]| {
+            prepare(&target, bytes, 0o600, Owner::default()).and_then(Prepared::commit_new)
+        };
+        new(b"first").unwrap();
+        assert!(matches!(new(b"second"), Err(DurableError::Create { .. })));
+        assert_eq!(std::fs::read(&target).unwrap(), b"first");
+        assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

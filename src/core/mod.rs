@@ -1,10 +1,12 @@
 //! What the programs share. Knows no applet, prints nothing (but for the log), never exits.
 
+pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod exec;
 pub mod logging;
 pub mod paths;
+pub mod pki;
 pub mod sys;
 pub mod terminal;
 pub mod types;
