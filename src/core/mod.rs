@@ -7,6 +7,7 @@ pub mod exec;
 pub mod logging;
 pub mod paths;
 pub mod pki;
+pub mod profile;
 pub mod sys;
 pub mod terminal;
 pub mod types;
