@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::config::AgentConfig;
 use crate::core::logging::Action;
-use crate::core::ratelimit::{RateLimiter, Verdict};
+use crate::core::ratelimit::{RateLimiter, Verdict, source_key};
 use crate::core::types::DispatcherId;
 
 /// How long the address of a trusted dispatcher is known as such after its last handshake.
@@ -32,7 +32,9 @@ pub(super) enum Failure {
     Probe,
 }
 
+/// Times are taken from the monotonic clock, so that a clock that is set neither frees nor blocks anybody.
 pub(super) struct Admission {
+    began: Instant,
     addresses: RateLimiter,
     dispatchers: RateLimiter,
     trusted: HashMap<IpAddr, Instant>,
@@ -40,13 +42,24 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    pub(super) fn new(config: &AgentConfig) -> Self {
+    pub(super) fn new(config: &AgentConfig, now: Instant) -> Self {
         Self {
+            began: now,
             addresses: RateLimiter::new(config.rate_limit_volume, config.rate_limit_probe),
             dispatchers: RateLimiter::new(config.rate_limit_dispatcher, None),
             trusted: HashMap::new(),
             pending: HashMap::new(),
         }
+    }
+
+    /// Forgets all that was counted and takes over new limits; what is under way stays known.
+    pub(super) fn forget(&mut self, config: &AgentConfig, now: Instant) {
+        let fresh = Self::new(config, now);
+        *self = Self {
+            trusted: std::mem::take(&mut self.trusted),
+            pending: std::mem::take(&mut self.pending),
+            ..fresh
+        };
     }
 
     /// A connection was accepted: may it begin a handshake? Every yes must be followed by [`handshake_over`](Self::handshake_over).
@@ -81,8 +94,10 @@ impl Admission {
             Failure::Probe => false,
         };
         if !excused {
-            self.addresses.record_failure(&address.to_string(), now);
-            self.judge_address(address, now);
+            let at = self.at(now);
+            let verdict = self.addresses.record_failure(&source_key(address), at);
+            log_eviction(&mut self.addresses);
+            obey(verdict, |line| line.field("PEER", address));
         }
     }
 
@@ -102,28 +117,24 @@ impl Admission {
     pub(super) fn stranger_arrived(&mut self, address: IpAddr, now: Instant) -> bool {
         let welcome = self.judge_address(address, now);
         if welcome {
-            self.addresses.record_connection(&address.to_string(), now);
+            let at = self.at(now);
+            self.addresses.record_connection(&source_key(address), at);
+            log_eviction(&mut self.addresses);
         }
         welcome
     }
 
     /// Takes one request out of a dispatcher's budget; false when there is none left.
     pub(super) fn spend(&mut self, dispatcher: &DispatcherId, peer: &str, now: Instant) -> bool {
-        match self.dispatchers.check(dispatcher.as_str(), now) {
-            Verdict::Allow => {
-                self.dispatchers.record_connection(dispatcher.as_str(), now);
-                true
-            }
-            Verdict::Blocked => false,
-            Verdict::BlockStarts(reason) => {
-                Action::new("rate-block")
-                    .field("DISPATCHER", dispatcher)
-                    .field("PEER", peer)
-                    .field("REASON", reason)
-                    .warning();
-                false
-            }
+        let at = self.at(now);
+        let verdict = self.dispatchers.check(dispatcher.as_str(), at);
+        let welcome = obey(verdict, |line| {
+            line.field("DISPATCHER", dispatcher).field("PEER", peer)
+        });
+        if welcome {
+            self.dispatchers.record_connection(dispatcher.as_str(), at);
         }
+        welcome
     }
 
     fn is_trusted(&self, address: IpAddr, now: Instant) -> bool {
@@ -133,16 +144,145 @@ impl Admission {
     }
 
     fn judge_address(&mut self, address: IpAddr, now: Instant) -> bool {
-        match self.addresses.check(&address.to_string(), now) {
-            Verdict::Allow => true,
-            Verdict::Blocked => false,
-            Verdict::BlockStarts(reason) => {
-                Action::new("rate-block")
-                    .field("PEER", address)
-                    .field("REASON", reason)
-                    .warning();
-                false
-            }
+        let verdict = self.addresses.check(&source_key(address), self.at(now));
+        obey(verdict, |line| line.field("PEER", address))
+    }
+
+    fn at(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
+    }
+}
+
+/// Whether the verdict is yes; writes the line of a block that begins.
+fn obey(verdict: Verdict, whose: impl FnOnce(Action) -> Action) -> bool {
+    if let Verdict::BlockStarts(reason) = verdict {
+        whose(Action::new("rate-block"))
+            .field("REASON", reason)
+            .warning();
+    }
+    verdict == Verdict::Allow
+}
+
+fn log_eviction(limiter: &mut RateLimiter) {
+    if let Some(evicted) = limiter.take_eviction() {
+        Action::new("rate-evict").field("COUNT", evicted.count).warning();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::config::RateSpec;
+    use crate::core::paths::{Paths, Platform};
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+
+    fn admission(now: Instant) -> Admission {
+        let paths = Paths::new("/nonexistent", Platform::Standard);
+        let mut config = AgentConfig::defaults(&paths, std::path::Path::new("agent.conf"));
+        config.rate_limit_volume = Some(RateSpec::new(10, 60, 300));
+        config.rate_limit_probe = Some(RateSpec::new(3, 600, 3600));
+        config.rate_limit_dispatcher = Some(RateSpec::new(20, 60, 10));
+        Admission::new(&config, now)
+    }
+
+    #[test]
+    fn a_trusted_dispatcher_is_never_blocked_by_the_volume_of_its_address() {
+        let now = Instant::now();
+        let mut door = admission(now);
+        for _ in 0..200 {
+            assert!(door.at_the_door(ADDRESS, now));
+            door.handshake_over(ADDRESS);
+            door.trusted_arrived(ADDRESS, now);
         }
+    }
+
+    #[test]
+    fn the_eleventh_connection_of_a_stranger_is_refused() {
+        let now = Instant::now();
+        let mut door = admission(now);
+        for _ in 0..10 {
+            assert!(door.at_the_door(ADDRESS, now));
+            door.handshake_over(ADDRESS);
+            assert!(door.stranger_arrived(ADDRESS, now));
+        }
+        assert!(!door.at_the_door(ADDRESS, now));
+        assert!(!door.at_the_door(ADDRESS, now + Duration::from_secs(299)));
+        assert!(door.at_the_door(ADDRESS, now + Duration::from_secs(301)));
+    }
+
+    #[test]
+    fn the_third_probe_blocks_at_once_but_a_wrong_clock_is_no_probe() {
+        let now = Instant::now();
+        let mut door = admission(now);
+        for _ in 0..50 {
+            door.handshake_failed(ADDRESS, Failure::Clock, now);
+        }
+        for _ in 0..3 {
+            assert!(door.at_the_door(ADDRESS, now));
+            door.handshake_over(ADDRESS);
+            door.handshake_failed(ADDRESS, Failure::Probe, now);
+        }
+        assert!(!door.at_the_door(ADDRESS, now));
+    }
+
+    #[test]
+    fn whom_we_trust_may_hang_up_within_the_hour() {
+        let now = Instant::now();
+        let mut door = admission(now);
+        door.trusted_arrived(ADDRESS, now);
+        for _ in 0..50 {
+            door.handshake_failed(ADDRESS, Failure::Disconnected, now);
+        }
+        assert!(door.at_the_door(ADDRESS, now));
+        let later = now + TRUST_MEMORY + Duration::from_secs(1);
+        for _ in 0..3 {
+            door.handshake_failed(ADDRESS, Failure::Disconnected, later);
+        }
+        assert!(!door.at_the_door(ADDRESS, later));
+    }
+
+    #[test]
+    fn one_address_cannot_take_all_handshakes() {
+        let now = Instant::now();
+        let mut door = admission(now);
+        for _ in 0..MAX_PENDING {
+            assert!(door.at_the_door(ADDRESS, now));
+        }
+        assert!(!door.at_the_door(ADDRESS, now));
+        let other = "192.0.2.2".parse().unwrap();
+        assert!(door.at_the_door(other, now));
+        door.handshake_over(ADDRESS);
+        assert!(door.at_the_door(ADDRESS, now));
+    }
+
+    #[test]
+    fn a_dispatcher_has_a_budget_of_its_own() {
+        let now = Instant::now();
+        let mut door = admission(now);
+        let (one, two) = (
+            DispatcherId::new("one").unwrap(),
+            DispatcherId::new("two").unwrap(),
+        );
+        for _ in 0..20 {
+            assert!(door.spend(&one, "192.0.2.1", now));
+        }
+        assert!(!door.spend(&one, "192.0.2.1", now));
+        assert!(door.spend(&two, "192.0.2.1", now));
+        assert!(door.spend(&one, "192.0.2.1", now + Duration::from_secs(11)));
+    }
+
+    #[test]
+    fn a_reload_frees_everybody() {
+        let now = Instant::now();
+        let mut door = admission(now);
+        for _ in 0..3 {
+            door.handshake_failed(ADDRESS, Failure::Probe, now);
+        }
+        assert!(!door.at_the_door(ADDRESS, now));
+        let paths = Paths::new("/nonexistent", Platform::Standard);
+        let config = AgentConfig::defaults(&paths, std::path::Path::new("agent.conf"));
+        door.forget(&config, now);
+        assert!(door.at_the_door(ADDRESS, now));
     }
 }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::applets::cea::{Files, state};
+use crate::applets::cea::{Files, scripts, state};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::config::{self, AgentConfig, Allowlist};
@@ -177,9 +177,9 @@ impl Findings {
 
     fn scripts(&mut self, config: &AgentConfig, allowlist: &Allowlist) {
         for (name, entry) in &allowlist.scripts {
-            let verdict = match profile::resolve(allowlist, config, name.as_str()) {
+            let verdict = match profile::resolve(name.as_str(), allowlist, config) {
                 Err(reason) => format!("[REFUSED: {reason}]"),
-                Ok(_) if profile::is_executable(entry, config) => "[ok]".to_owned(),
+                Ok(_) if scripts::is_executable(entry, config) => "[ok]".to_owned(),
                 Ok(_) => "[NOT EXECUTABLE]".to_owned(),
             };
             let line = format!("  {name}  {}  profile={}  {verdict}", entry.path, entry.profile);

@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _,
 use tokio::time::timeout;
 
 use crate::applets::cea::gate::{self, Peer};
-use crate::applets::cea::listener::House;
+use crate::applets::cea::listener::{House, told_to_stop};
 use crate::applets::cea::patience::{Deadlines, Patient, Phase};
 use crate::applets::cea::reply;
 use crate::core::logging::Action;
@@ -68,7 +68,7 @@ where
     let mut stream = BufReader::with_capacity(4096, stream);
     let first = tokio::select! {
         first = timeout(deadlines.header, stream.fill_buf()) => first,
-        _ = stop.wait_for(|stop| *stop) => return,
+        () = told_to_stop(&mut stop) => return,
     };
     match first {
         Ok(Ok([])) => {
@@ -111,7 +111,7 @@ where
     );
     tokio::select! {
         _ = connection.as_mut() => return,
-        _ = stop.wait_for(|stop| *stop) => {}
+        () = told_to_stop(&mut stop) => {}
     }
     connection.as_mut().graceful_shutdown();
     let _ = connection.await;

@@ -125,7 +125,7 @@ impl FromRequestParts<Arc<Agent>> for Caller {
         else {
             return Err(refuse_untrusted(parts.uri.path()));
         };
-        let Some(dispatcher) = snapshot.trust.lookup(&peer.identity).cloned() else {
+        let Some(dispatcher) = snapshot.dispatcher(&peer.identity).cloned() else {
             log_untrusted(parts.uri.path(), &peer, snapshot.trust.is_empty());
             return Err(refuse_untrusted(parts.uri.path()));
         };

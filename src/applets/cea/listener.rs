@@ -48,7 +48,7 @@ pub(super) async fn accept_loop(listener: TcpListener, house: House) {
             (slot, listener.accept().await)
         };
         let (slot, accepted) = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = told_to_stop(&mut stop) => return,
             next = next => next,
         };
         // The semaphore is never closed.
@@ -112,7 +112,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, slot: OwnedSe
     let welcome = {
         let now = Instant::now();
         let mut admission = agent.admission();
-        if snapshot.trust.lookup(&identity).is_some() {
+        if snapshot.dispatcher(&identity).is_some() {
             admission.trusted_arrived(address, now);
             true
         } else {
@@ -137,4 +137,10 @@ fn sort(error: &std::io::Error) -> Failure {
         | ErrorKind::TimedOut => Failure::Disconnected,
         _ => Failure::Probe,
     }
+}
+
+/// Ends when the daemon is told to stop.
+pub(super) async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    // An error means that the daemon itself is gone: as good as the word.
+    let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -11,6 +11,7 @@ mod listener;
 mod notify;
 mod patience;
 mod reply;
+mod scripts;
 mod self_ping;
 mod serve;
 mod state;

@@ -1,28 +1,33 @@
 //! What the daemon knows: one immutable picture of everything read from disk, replaced as a whole, and what lives beside it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use std::time::Instant;
 
 use tokio::sync::OnceCell;
 
 use crate::applets::Context;
-use crate::applets::cea::Files;
+use crate::applets::cea::{Files, scripts};
 use crate::applets::cea::admission::Admission;
 use crate::complain;
 use crate::core::clock::Clock;
-use crate::core::config::{self, AgentConfig, Allowlist, Diagnostic};
+use crate::core::config::diagnostics::Diagnostic;
+use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::hostname;
 use crate::core::logging::Action;
-use crate::core::pki::Certificate;
-use crate::core::profile::Sidecars;
+use crate::core::pki::{Certificate, PeerIdentity, Role};
+use crate::core::profile::schema::Schema;
 use crate::core::tls::{self, Identity};
-use crate::core::trust::{RevocationList, TrustMap};
+use crate::core::trust::{Caller, CallerRole, RevocationList, TrustMap};
+use crate::core::types::{DispatcherId, ScriptName};
 
 /// Everything that is read from disk. A request uses one of these from its beginning to its end.
 pub(super) struct Snapshot {
     pub(super) config: AgentConfig,
     pub(super) allowlist: Allowlist,
-    pub(super) sidecars: Sidecars,
+    pub(super) sidecars: BTreeMap<ScriptName, Schema>,
     pub(super) trust: TrustMap,
     /// `None`: no such file, so nothing is revoked.
     pub(super) revoked: Option<RevocationList>,
@@ -58,7 +63,7 @@ impl Snapshot {
             .map_err(|e| configuration(&e))?;
         warn(&loaded.warnings);
         let allowlist = loaded.value;
-        let sidecars = Sidecars::load(&allowlist);
+        let sidecars = scripts::load_sidecars(&allowlist);
         config::check_profiles(&allowlist, &config).map_err(|e| configuration(&e))?;
         if config.executor_socket.is_none() {
             warn_of_unenforced_profiles(&allowlist);
@@ -104,6 +109,20 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Which dispatcher a peer is; `None` for everybody who is not trusted.
+    pub(super) fn dispatcher(&self, peer: &PeerIdentity) -> Option<&DispatcherId> {
+        self.trust.lookup(&Caller {
+            serial: &peer.serial,
+            common_name: peer.common_name.as_deref(),
+            role: peer.role.map(|role| match role {
+                Role::Agent => CallerRole::Agent,
+                Role::Dispatcher => CallerRole::Dispatcher,
+            }),
+        })
+    }
+}
+
 /// The first file of a pairing that is not there, in the order of the original: certificate, key, CA.
 pub(super) fn missing(config: &AgentConfig) -> Option<(&'static str, &Path)> {
     [
@@ -145,7 +164,7 @@ pub(super) struct Agent {
 
 impl Agent {
     pub(super) fn new(context: Context, files: Files, snapshot: Snapshot) -> Self {
-        let admission = Mutex::new(Admission::new(&snapshot.config));
+        let admission = Mutex::new(Admission::new(&snapshot.config, Instant::now()));
         Self {
             context,
             files,
@@ -199,7 +218,7 @@ impl Agent {
                 .field("MSG", "the listening address changes only with a restart")
                 .warning();
         }
-        *self.admission() = Admission::new(&fresh.config);
+        self.admission().forget(&fresh.config, Instant::now());
         let scripts = fresh.allowlist.scripts.len();
         let dispatchers = fresh.trust.entries().len();
         *self

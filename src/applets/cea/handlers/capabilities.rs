@@ -8,7 +8,7 @@ use hyper::StatusCode;
 
 use crate::applets::VERSION;
 use crate::applets::cea::gate::Caller;
-use crate::applets::cea::reply;
+use crate::applets::cea::{reply, scripts};
 use crate::applets::cea::state::{Agent, Snapshot};
 use crate::core::authhook::{self, Decision, HookContext};
 use crate::core::config::ScriptEntry;
@@ -64,14 +64,14 @@ fn capability(
     name: &ScriptName,
     entry: &ScriptEntry,
 ) -> Option<ScriptCapability> {
-    profile::resolve(&snapshot.allowlist, &snapshot.config, name.as_str()).ok()?;
+    profile::resolve(name.as_str(), &snapshot.allowlist, &snapshot.config).ok()?;
     let sidecar = snapshot.sidecars.get(name);
     Some(ScriptCapability {
         name: name.to_string(),
         path: entry.path.to_string(),
-        executable: profile::is_executable(entry, &snapshot.config),
+        executable: scripts::is_executable(entry, &snapshot.config),
         profile: entry.profile.to_string(),
-        schema: sidecar.map(|s| s.schema.clone()),
+        schema: sidecar.map(|s| s.body.clone()),
         schema_version: sidecar.map(|s| s.version.clone()),
     })
 }

@@ -93,7 +93,7 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Res
             .field("REQID", &request.reqid)
             .field("SCRIPT", &request.script)
     };
-    let permitted = profile::resolve(&snapshot.allowlist, &snapshot.config, &request.script);
+    let permitted = profile::resolve(&request.script, &snapshot.allowlist, &snapshot.config);
     let permitted = permitted.map_err(|_| {
         deny().warning();
         refuse(request, errors::SCRIPT_NOT_PERMITTED)
