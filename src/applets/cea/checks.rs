@@ -4,13 +4,11 @@
 
 use std::path::PathBuf;
 
-use crate::applets::cea::{Files, scripts, state};
+use crate::applets::cea::{Files, material, scripts, state};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::config::{self, AgentConfig, Allowlist};
-use crate::core::pki::Certificate;
 use crate::core::profile;
-use crate::core::tls::Identity;
 use crate::core::trust::{RevocationList, TrustMap};
 use crate::{complain, say};
 
@@ -25,7 +23,7 @@ fn pairing_of(cert: &std::path::Path, key: &std::path::Path, ca: &std::path::Pat
             return Err(format!("missing file: {}", path.display()));
         }
     }
-    Certificate::load(cert)
+    material::shown(cert)
         .map(|certificate| certificate.expiry_text())
         .map_err(|_| format!("cannot parse cert: {}", cert.display()))
 }
@@ -126,17 +124,15 @@ impl Findings {
             Ok(expiry) => expiry,
             Err(reason) => return self.problem(format!("Certs: NOT paired - {reason}")),
         };
-        if let Err(error) = Identity::load(&config.cert, &config.key) {
-            return self.problem(format!("Certs: {error}"));
-        }
+        let own = match material::identity(config) {
+            Ok(own) => own,
+            Err(reason) => return self.problem(format!("Certs: {reason}")),
+        };
         let clock = Clock::with_floor_from(&[&config.cert, &config.ca]);
-        let verified = Certificate::load_all(&config.ca)
-            .map_err(|e| e.to_string())
-            .and_then(|authorities| {
-                let own = Certificate::load(&config.cert).map_err(|e| e.to_string())?;
+        let verified = material::authorities(config).and_then(|authorities| {
                 let mut failure = format!("no CA certificate in '{}'", config.ca.display());
                 for authority in &authorities {
-                    match own.verify_issued_by(authority, clock.now()) {
+                    match own.certificate().verify_issued_by(authority, clock.now()) {
                         Ok(()) => return Ok(()),
                         Err(error) => failure = error.to_string(),
                     }

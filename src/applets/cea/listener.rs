@@ -14,7 +14,6 @@ use crate::applets::cea::admission::Failure;
 use crate::applets::cea::connection::{self, Children};
 use crate::applets::cea::state::Agent;
 use crate::core::logging::Action;
-use crate::core::pki::PeerIdentity;
 use crate::core::tls;
 
 /// Longest time for a handshake.
@@ -101,10 +100,10 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, slot: OwnedSe
     };
     let stream = match accepted {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return failed(sort(&error), tls::classify_io(&error).to_string()),
+        Ok(Err(error)) => return failed(sort(&error), tls::classify(&error).to_string()),
         Err(_) => return failed(Failure::Disconnected, "handshake timed out".to_owned()),
     };
-    let identity = match PeerIdentity::from_connection(stream.get_ref().1) {
+    let identity = match tls::peer_identity(stream.get_ref().1) {
         Ok(identity) => Arc::new(identity),
         Err(error) => return failed(Failure::Probe, error.to_string()),
     };
@@ -126,7 +125,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, slot: OwnedSe
 
 fn sort(error: &std::io::Error) -> Failure {
     use std::io::ErrorKind;
-    if tls::classify_io(error).is_clock() {
+    if tls::classify(error).is_about_time() {
         return Failure::Clock;
     }
     match error.kind() {

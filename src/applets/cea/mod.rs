@@ -8,6 +8,7 @@ mod gate;
 mod handlers;
 mod lenient;
 mod listener;
+mod material;
 mod notify;
 mod patience;
 mod reply;

@@ -10,12 +10,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::applets::cea::{Files, checks};
+use crate::applets::cea::{Files, checks, material};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::config::{self, AgentConfig};
-use crate::core::pki::Certificate;
-use crate::core::tls::{self, Identity};
+use crate::core::tls;
 use crate::core::types::ReqId;
 use crate::core::wire::errors;
 use crate::say;
@@ -55,11 +54,11 @@ pub(super) fn self_ping(context: &Context, files: &Files) -> Result<Exit, AppErr
 }
 
 async fn ask(config: &AgentConfig) -> Result<String, AppError> {
-    let material = |e: &dyn std::fmt::Display| AppError::failed(e.to_string());
-    let identity = Identity::load(&config.cert, &config.key).map_err(|e| material(&e))?;
-    let authorities = Certificate::load_all(&config.ca).map_err(|e| material(&e))?;
+    let identity = material::identity(config).map_err(AppError::failed)?;
+    let authorities = material::authorities(config).map_err(AppError::failed)?;
     let clock = Clock::with_floor_from(&[&config.cert, &config.ca]);
-    let client = tls::client_config(&identity, &authorities, clock).map_err(|e| material(&e))?;
+    let client = tls::client_config(&identity, &authorities, clock)
+        .map_err(|e| AppError::failed(e.to_string()))?;
 
     let address = SocketAddr::new(own_address(config.bind), config.port);
     let stream = in_time(TcpStream::connect(address)).await.map_err(|e| {

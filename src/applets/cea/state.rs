@@ -9,7 +9,7 @@ use std::time::Instant;
 use tokio::sync::OnceCell;
 
 use crate::applets::Context;
-use crate::applets::cea::{Files, scripts};
+use crate::applets::cea::{Files, material, scripts};
 use crate::applets::cea::admission::Admission;
 use crate::complain;
 use crate::core::clock::Clock;
@@ -17,9 +17,9 @@ use crate::core::config::diagnostics::Diagnostic;
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::hostname;
 use crate::core::logging::Action;
-use crate::core::pki::{Certificate, PeerIdentity, Role};
+use crate::core::pki::{PeerIdentity, Role};
 use crate::core::profile::schema::Schema;
-use crate::core::tls::{self, Identity};
+use crate::core::tls;
 use crate::core::trust::{Caller, CallerRole, RevocationList, TrustMap};
 use crate::core::types::{DispatcherId, ScriptName};
 
@@ -53,7 +53,7 @@ impl Snapshot {
     /// See [`LoadError`]: nothing half-read is ever used.
     pub(super) fn load(context: &Context, files: &Files) -> Result<Self, LoadError> {
         let configuration = |e: &dyn std::fmt::Display| LoadError::Config(e.to_string());
-        let material = |e: &dyn std::fmt::Display| LoadError::Material(e.to_string());
+        let unusable = |e: &dyn std::fmt::Display| LoadError::Material(e.to_string());
 
         let loaded = config::load_agent(&context.paths, files.config.as_deref())
             .map_err(|e| configuration(&e))?;
@@ -69,14 +69,14 @@ impl Snapshot {
             warn_of_unenforced_profiles(&allowlist);
         }
 
-        let revoked = RevocationList::load(&config.revoked_serials).map_err(|e| material(&e))?;
+        let revoked = RevocationList::load(&config.revoked_serials).map_err(|e| unusable(&e))?;
         if revoked.is_none() {
             Action::new("revoked-serials-absent")
                 .field("PATH", config.revoked_serials.display())
                 .field("REASON", "file not found - no serials revoked")
                 .info();
         }
-        let trust = TrustMap::load(&config.trusted_dispatchers_path).map_err(|e| material(&e))?;
+        let trust = TrustMap::load(&config.trusted_dispatchers_path).map_err(|e| unusable(&e))?;
 
         if let Some((what, path)) = missing(&config) {
             return Err(LoadError::Unpaired {
@@ -93,10 +93,10 @@ impl Snapshot {
         if clock.is_behind() {
             Action::new("clock-unsynced").field("TIME", clock.iso_now()).warning();
         }
-        let identity = Identity::load(&config.cert, &config.key).map_err(|e| material(&e))?;
-        let authorities = Certificate::load_all(&config.ca).map_err(|e| material(&e))?;
+        let identity = material::identity(&config).map_err(LoadError::Material)?;
+        let authorities = material::authorities(&config).map_err(LoadError::Material)?;
         let tls = tls::server_config(&identity, &authorities, clock.clone())
-            .map_err(|e| material(&e))?;
+            .map_err(|e| unusable(&e))?;
         Ok(Self {
             config,
             allowlist,
@@ -192,7 +192,8 @@ impl Agent {
     pub(super) async fn host(&self) -> &str {
         self.host
             .get_or_init(async || {
-                tokio::task::spawn_blocking(hostname::fqdn)
+                let given = self.context.var("CTRL_EXEC_HOSTNAME").map(str::to_owned);
+                tokio::task::spawn_blocking(move || hostname::fqdn(given.as_deref()))
                     .await
                     .unwrap_or_default()
             })

@@ -8,9 +8,8 @@ use axum::response::Response;
 use crate::applets::VERSION;
 use crate::applets::cea::gate::{Caller, Payload};
 use crate::applets::cea::state::Agent;
-use crate::applets::cea::{lenient, reply};
+use crate::applets::cea::{lenient, material, reply};
 use crate::core::logging::Action;
-use crate::core::pki::Certificate;
 use crate::core::wire::PingReply;
 
 pub(super) async fn handle(
@@ -21,7 +20,7 @@ pub(super) async fn handle(
     let config = &caller.snapshot.config;
     let reqid = lenient::reqid_of(&body);
     // The file, not the certificate in use: the dispatcher asks whether a renewal has reached this host.
-    let expiry = Certificate::load(&config.cert)
+    let expiry = material::shown(&config.cert)
         .map_or_else(|_| "unknown".to_owned(), |certificate| certificate.expiry_text());
     Action::new("ping")
         .field("DISPATCHER", &caller.dispatcher)
