@@ -8,5 +8,6 @@ pub mod paths;
 pub mod pki;
 pub mod sys;
 pub mod terminal;
+pub mod tls;
 pub mod types;
 pub mod wire;
