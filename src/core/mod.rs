@@ -10,5 +10,6 @@ pub mod pki;
 pub mod profile;
 pub mod sys;
 pub mod terminal;
+pub mod tls;
 pub mod types;
 pub mod wire;

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::cert::Certificate;
-use super::keys::PrivateKey;
 
 /// A scratch directory in which `openssl` runs.
 pub(crate) struct OpenSsl(tempfile::TempDir);
@@ -63,10 +62,6 @@ impl OpenSsl {
 
     pub(crate) fn certificate(&self, name: &str) -> Certificate {
         Certificate::from_pem(self.read(name).as_bytes()).unwrap()
-    }
-
-    pub(crate) fn key(&self, name: &str) -> PrivateKey {
-        PrivateKey::from_pem(self.read(name).as_bytes()).unwrap()
     }
 
     /// `NAME.key` of the kind `rsa:BITS` or `ec`.

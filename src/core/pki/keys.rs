@@ -181,6 +181,11 @@ impl rcgen::PublicKeyData for PublicKey {
     }
 }
 
+/// Splits a DER SubjectPublicKeyInfo into the content of its AlgorithmIdentifier and the key bits; `None` if it is not one.
+pub fn split_spki(spki: &[u8]) -> Option<(&[u8], &[u8])> {
+    envelope::split_spki(spki)
+}
+
 /// SHA-256 of a SubjectPublicKeyInfo in lower-case hex: the name of a key, as the registry pins it.
 pub fn spki_sha256(spki: &[u8]) -> String {
     hex(&sha256(&[spki]))
