@@ -1,5 +1,6 @@
 //! The bare `ctrl-exec` name: what concerns the binary itself. Any other word is a verb of the dispatcher.
 
+mod demo;
 mod links;
 
 use crate::applets::{APPLETS, AppError, Context, Exit, VERSION, ced};
