@@ -3,6 +3,8 @@
 pub mod inherited;
 pub mod users;
 
+pub mod resolver;
+
 use std::path::Path;
 
 /// `statfs` magic numbers of file systems that do not survive a reboot (linux/magic.h).
