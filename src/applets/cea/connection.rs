@@ -87,7 +87,7 @@ where
     let peer = Peer {
         address: address.to_string().into(),
         identity,
-        child,
+        _child: child,
         overloaded,
     };
     let service = service_fn(|request: Request<Incoming>| {

@@ -35,7 +35,7 @@ pub(super) struct Peer {
     pub(super) address: Arc<str>,
     pub(super) identity: Arc<PeerIdentity>,
     /// The place that this connection takes; a run keeps it although its connection ends.
-    pub(super) child: Arc<Child>,
+    pub(super) _child: Arc<Child>,
     /// There is no place for this one: it is only told so.
     pub(super) overloaded: bool,
 }

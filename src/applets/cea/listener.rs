@@ -33,7 +33,7 @@ pub(super) struct House {
     pub(super) children: Children,
     pub(super) stop: watch::Receiver<bool>,
     /// Held by every task; when all are gone, the last request is answered.
-    pub(super) presence: mpsc::Sender<()>,
+    pub(super) _presence: mpsc::Sender<()>,
 }
 
 /// Serves until told to stop. Returns at once then; requests in flight go on.

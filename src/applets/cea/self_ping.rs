@@ -64,7 +64,7 @@ async fn ask(config: &AgentConfig) -> Result<String, AppError> {
     let stream = in_time(TcpStream::connect(address)).await.map_err(|e| {
         AppError::failed(format!("Self-ping: the agent is not listening on {address}: {e}"))
     })?;
-    let name = tls::server_name(&address.ip().to_string());
+    let name = rustls::pki_types::ServerName::IpAddress(address.ip().into());
     let handshake = TlsConnector::from(client).connect(name, stream);
     let mut stream = in_time(handshake)
         .await

@@ -1,5 +1,8 @@
 //! `cea serve`: start-up in the order of spec/agent.md 6.1, signals, shutdown.
 
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +24,7 @@ use crate::core::sys;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 pub(super) fn serve(context: &Context, files: &Files) -> Result<Exit, AppError> {
-    let failed = |what: &str, e: std::io::Error| AppError::failed(format!("{what}: {e}"));
+    let failed = |what: &str, e: io::Error| AppError::failed(format!("{what}: {e}"));
     sys::inherited::close_on_exec().map_err(|e| failed("Cannot mark inherited descriptors", e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -37,38 +40,64 @@ async fn run(context: &Context, files: &Files) -> Result<Exit, AppError> {
     // Before anything else: a reload request during the start must not end the daemon.
     let signals = Signals::new()
         .map_err(|e| AppError::failed(format!("Cannot install signal handlers: {e}")))?;
-    let snapshot = Snapshot::load(context, files).map_err(|e| explain(&e, context, files))?;
-    let (address, port) = (snapshot.config.bind, snapshot.config.port);
-    let cannot = |e: std::io::Error| AppError::failed(format!("Cannot start server: {e} (port {port})"));
-    let listener = bind::listen(address, port)
-        .and_then(TcpListener::from_std)
-        .map_err(cannot)?;
-    let local = listener.local_addr().map_err(cannot)?;
-
-    let agent = Arc::new(Agent::new(context.clone(), files.clone(), snapshot));
-    let (stop, stopping) = watch::channel(false);
-    let (presence, mut all_gone) = mpsc::channel(1);
-    let house = House {
-        router: handlers::router(agent.clone()),
-        agent: agent.clone(),
-        children: Children::default(),
-        stop: stopping,
-        presence,
-    };
-    Action::new("start").field("PORT", local.port()).info();
-    complain!("listening on {local}");
+    let daemon = Daemon::start(context, files)?;
+    let agent = daemon.agent.clone();
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
-
-    tokio::select! {
-        () = listener::accept_loop(listener, house) => {}
-        () = signals.until_told_to_stop(&agent) => {}
-    }
-    notify::tell(manager, "STOPPING=1");
-    let _ = stop.send(true);
-    // Every connection holds a sender; the channel ends with the last of them.
-    let _ = timeout(STOP_GRACE, all_gone.recv()).await;
+    daemon.serve(signals.until_told_to_stop(&agent)).await;
     Ok(Exit::Success)
+}
+
+/// The agent, listening.
+pub(super) struct Daemon {
+    pub(super) agent: Arc<Agent>,
+    pub(super) address: SocketAddr,
+    listener: TcpListener,
+}
+
+impl Daemon {
+    /// Reads everything and listens.
+    ///
+    /// # Errors
+    /// Status 78 for what a restart would not mend, 1 when the address cannot be had.
+    pub(super) fn start(context: &Context, files: &Files) -> Result<Self, AppError> {
+        let snapshot = Snapshot::load(context, files).map_err(|e| explain(&e, context, files))?;
+        let (bind, port) = (snapshot.config.bind, snapshot.config.port);
+        let cannot =
+            |e: io::Error| AppError::failed(format!("Cannot start server: {e} (port {port})"));
+        let listener = bind::listen(bind, port)
+            .and_then(TcpListener::from_std)
+            .map_err(cannot)?;
+        let address = listener.local_addr().map_err(cannot)?;
+        Action::new("start").field("PORT", address.port()).info();
+        complain!("listening on {address}");
+        Ok(Self {
+            agent: Arc::new(Agent::new(context.clone(), files.clone(), snapshot)),
+            address,
+            listener,
+        })
+    }
+
+    /// Serves until the future ends, then waits a while for the requests in flight.
+    pub(super) async fn serve(self, until: impl Future<Output = ()>) {
+        let (stop, stopping) = watch::channel(false);
+        let (presence, mut all_gone) = mpsc::channel(1);
+        let house = House {
+            router: handlers::router(self.agent.clone()),
+            agent: self.agent.clone(),
+            children: Children::default(),
+            stop: stopping,
+            _presence: presence,
+        };
+        tokio::select! {
+            () = listener::accept_loop(self.listener, house) => {}
+            () = until => {}
+        }
+        notify::tell(self.agent.context.var("NOTIFY_SOCKET"), "STOPPING=1");
+        let _ = stop.send(true);
+        // Every connection holds a sender; the channel ends with the last of them.
+        let _ = timeout(STOP_GRACE, all_gone.recv()).await;
+    }
 }
 
 struct Signals {
@@ -78,7 +107,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self {
             hup: signal(SignalKind::hangup())?,
             term: signal(SignalKind::terminate())?,
