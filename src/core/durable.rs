@@ -237,7 +237,10 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Opens (creating it with `mode` if needed) and locks the file, waiting at most `patience`.
+    /// Opens (creating it with exactly `mode` if needed) and locks the file, waiting at most `patience`.
+    ///
+    /// The lock is only as good as everybody's access to its file, so a new one that root makes gets owner and group of its directory, and
+    /// one that we may only read is locked all the same (`flock(2)` asks for no write access).
     ///
     /// # Errors
     /// The file cannot be opened, or somebody else held the lock all the time.
@@ -250,13 +253,7 @@ impl Lock {
             path: path.to_owned(),
             source,
         };
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(mode)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)
-            .map_err(failed)?;
+        let file = open_lock_file(path, mode).map_err(failed)?;
         let deadline = std::time::Instant::now() + patience;
         loop {
             match file.try_lock() {
@@ -267,6 +264,32 @@ impl Lock {
                 Err(e) => return Err(failed(e.into())),
             }
         }
+    }
+}
+
+fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).custom_flags(libc::O_NOFOLLOW);
+    match options.clone().create_new(true).mode(mode).open(path) {
+        Ok(file) => {
+            if rustix::process::geteuid().is_root()
+                && let Some(directory) = path.parent().and_then(|p| std::fs::metadata(p).ok())
+            {
+                let (uid, gid) = (directory.uid(), directory.gid());
+                std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+            }
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+            return Ok(file);
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e),
+    }
+    match options.open(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path),
+        other => other,
     }
 }
 
