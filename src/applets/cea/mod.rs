@@ -16,6 +16,8 @@ mod scripts;
 mod self_ping;
 mod serve;
 mod state;
+#[cfg(test)]
+mod wire_tests;
 
 use std::path::PathBuf;
 
