@@ -165,7 +165,9 @@ fn obey(verdict: Verdict, whose: impl FnOnce(Action) -> Action) -> bool {
 
 fn log_eviction(limiter: &mut RateLimiter) {
     if let Some(evicted) = limiter.take_eviction() {
-        Action::new("rate-evict").field("COUNT", evicted.count).warning();
+        Action::new("rate-evict")
+            .field("COUNT", evicted.count)
+            .warning();
     }
 }
 

@@ -17,7 +17,11 @@ pub(super) fn pairing(config: &AgentConfig) -> Result<String, String> {
     pairing_of(&config.cert, &config.key, &config.ca)
 }
 
-fn pairing_of(cert: &std::path::Path, key: &std::path::Path, ca: &std::path::Path) -> Result<String, String> {
+fn pairing_of(
+    cert: &std::path::Path,
+    key: &std::path::Path,
+    ca: &std::path::Path,
+) -> Result<String, String> {
     for path in [cert, key, ca] {
         if !path.is_file() {
             return Err(format!("missing file: {}", path.display()));
@@ -77,7 +81,11 @@ pub(super) fn self_check(context: &Context, files: &Files) -> Result<Exit, AppEr
         complain!("{warning}");
     }
     let config = loaded.value;
-    say!("Config OK: {} (port {})", config.source.display(), config.port);
+    say!(
+        "Config OK: {} (port {})",
+        config.source.display(),
+        config.port
+    );
 
     let loaded = config::load_allowlist(&context.paths, files.allowlist.as_deref(), &config)
         .map_err(|e| AppError::failed(format!("Allowlist error: {e}")))?;
@@ -130,15 +138,15 @@ impl Findings {
         };
         let clock = Clock::with_floor_from(&[&config.cert, &config.ca]);
         let verified = material::authorities(config).and_then(|authorities| {
-                let mut failure = format!("no CA certificate in '{}'", config.ca.display());
-                for authority in &authorities {
-                    match own.certificate().verify_issued_by(authority, clock.now()) {
-                        Ok(()) => return Ok(()),
-                        Err(error) => failure = error.to_string(),
-                    }
+            let mut failure = format!("no CA certificate in '{}'", config.ca.display());
+            for authority in &authorities {
+                match own.certificate().verify_issued_by(authority, clock.now()) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => failure = error.to_string(),
                 }
-                Err(failure)
-            });
+            }
+            Err(failure)
+        });
         match verified {
             Ok(()) => {
                 say!("Certs OK (expires {expiry})");
@@ -156,7 +164,10 @@ impl Findings {
                 );
             }
             Ok(trust) => {
-                say!("Trusted dispatchers OK: {} serial(s)", trust.entries().len());
+                say!(
+                    "Trusted dispatchers OK: {} serial(s)",
+                    trust.entries().len()
+                );
             }
             Err(error) => self.problem(format!("Trusted dispatchers: {error}")),
         }
@@ -178,7 +189,10 @@ impl Findings {
                 Ok(_) if scripts::is_executable(entry, config) => "[ok]".to_owned(),
                 Ok(_) => "[NOT EXECUTABLE]".to_owned(),
             };
-            let line = format!("  {name}  {}  profile={}  {verdict}", entry.path, entry.profile);
+            let line = format!(
+                "  {name}  {}  profile={}  {verdict}",
+                entry.path, entry.profile
+            );
             if verdict == "[ok]" {
                 say!("{line}");
             } else {
@@ -198,10 +212,15 @@ impl Findings {
             }
             Some(socket) => {
                 // The executor may simply not be running yet; that is not this configuration's fault.
-                say!("Executor socket: '{}' is not there - is ctrl-exec-exec running?", socket.display());
+                say!(
+                    "Executor socket: '{}' is not there - is ctrl-exec-exec running?",
+                    socket.display()
+                );
             }
             None => {
-                say!("Executor: not configured - scripts run as the agent's user, profiles are not enforced");
+                say!(
+                    "Executor: not configured - scripts run as the agent's user, profiles are not enforced"
+                );
             }
         }
     }

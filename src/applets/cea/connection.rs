@@ -73,7 +73,9 @@ where
     match first {
         Ok(Ok([])) => {
             let farewell = async {
-                stream.write_all(&reply::raw_bad_request(errors::EMPTY_REQUEST)).await?;
+                stream
+                    .write_all(&reply::raw_bad_request(errors::EMPTY_REQUEST))
+                    .await?;
                 stream.shutdown().await
             };
             let _ = timeout(deadlines.send, farewell).await;

@@ -73,7 +73,11 @@ fn refuse_early<B>(snapshot: &Snapshot, peer: &Peer, request: &Request<B>) -> Op
         return Some(reply::and_close(busy));
     }
     let serial = &peer.identity.serial;
-    if snapshot.revoked.as_ref().is_some_and(|r| r.contains(serial)) {
+    if snapshot
+        .revoked
+        .as_ref()
+        .is_some_and(|r| r.contains(serial))
+    {
         Action::new("revoked-cert")
             .field("PEER", &peer.address)
             .field("SERIAL", peer.serial())
@@ -120,9 +124,10 @@ impl FromRequestParts<Arc<Agent>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, agent: &Arc<Agent>) -> Result<Self, Response> {
         let extensions = &mut parts.extensions;
-        let (Some(peer), Some(snapshot)) =
-            (extensions.remove::<Peer>(), extensions.remove::<Arc<Snapshot>>())
-        else {
+        let (Some(peer), Some(snapshot)) = (
+            extensions.remove::<Peer>(),
+            extensions.remove::<Arc<Snapshot>>(),
+        ) else {
             return Err(refuse_untrusted(parts.uri.path()));
         };
         let Some(dispatcher) = snapshot.dispatcher(&peer.identity).cloned() else {
@@ -166,7 +171,9 @@ fn log_untrusted(path: &str, peer: &Peer, nobody_is_trusted: bool) {
         } else {
             "serial-mismatch"
         };
-        action("capabilities-deny").field("REASON", reason).warning();
+        action("capabilities-deny")
+            .field("REASON", reason)
+            .warning();
     } else {
         // The body is not read yet, so only `/result` names its request.
         let reqid = path.strip_prefix("/result/").unwrap_or("(none)");

@@ -29,23 +29,24 @@ pub(super) enum BadRun {
 pub(super) fn run_request(body: &[u8]) -> Result<RunRequest, BadRun> {
     let object = object(body).ok_or(BadRun::NotJson)?;
     let reqid = text(&object, "reqid");
-    let args = match object.get("args") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(items)) => items
-            .iter()
-            .map(scalar)
-            .collect::<Option<_>>()
-            .ok_or_else(|| BadRun::Args {
-                reqid: reqid.clone(),
-                nested: true,
-            })?,
-        Some(_) => {
-            return Err(BadRun::Args {
-                reqid,
-                nested: false,
-            });
-        }
-    };
+    let args =
+        match object.get("args") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(scalar)
+                .collect::<Option<_>>()
+                .ok_or_else(|| BadRun::Args {
+                    reqid: reqid.clone(),
+                    nested: true,
+                })?,
+            Some(_) => {
+                return Err(BadRun::Args {
+                    reqid,
+                    nested: false,
+                });
+            }
+        };
     Ok(RunRequest {
         script: text(&object, "script"),
         args,
@@ -120,7 +121,10 @@ mod tests {
             br#"{"script":"s","args":["a","b c"],"reqid":"r","username":"u","token":"t","async":false,"more":[1]}"#,
         )
         .unwrap();
-        assert_eq!((request.script.as_str(), request.reqid.as_str()), ("s", "r"));
+        assert_eq!(
+            (request.script.as_str(), request.reqid.as_str()),
+            ("s", "r")
+        );
         assert_eq!(request.args, ["a", "b c"]);
         assert_eq!(request.username, "u");
         assert_eq!(request.token.expose(), "t");
@@ -131,7 +135,17 @@ mod tests {
     fn nothing_is_an_empty_request_and_what_is_not_an_object_is_refused() {
         assert_eq!(run_request(b"null").unwrap(), RunRequest::default());
         assert_eq!(run_request(b"{}").unwrap(), RunRequest::default());
-        for bad in ["", "[]", "[1]", "\"x\"", "5", "true", "{", "\u{feff}{}", "{} x"] {
+        for bad in [
+            "",
+            "[]",
+            "[1]",
+            "\"x\"",
+            "5",
+            "true",
+            "{",
+            "\u{feff}{}",
+            "{} x",
+        ] {
             assert_eq!(run_request(bad.as_bytes()), Err(BadRun::NotJson), "{bad:?}");
         }
         assert_eq!(run_request(b"{\"script\":\"\xff\"}"), Err(BadRun::NotJson));

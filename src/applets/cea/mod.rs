@@ -66,7 +66,9 @@ static MODES: &[Mode] = &[
     },
     Mode {
         name: "self-check",
-        summary: Some("check configuration, allowlist, profiles, certificates and scripts, without the network"),
+        summary: Some(
+            "check configuration, allowlist, profiles, certificates and scripts, without the network",
+        ),
         entry: |context, files, _| checks::self_check(context, files),
     },
     Mode {
@@ -177,7 +179,12 @@ mod tests {
         assert_eq!(call(&["serve", "--help"]), Ok(Exit::Success));
         let unknown = call(&["frobnicate"]).unwrap_err();
         assert_eq!(unknown.exit(), Exit::Usage);
-        assert!(unknown.message().unwrap().starts_with("Unknown mode 'frobnicate'"));
+        assert!(
+            unknown
+                .message()
+                .unwrap()
+                .starts_with("Unknown mode 'frobnicate'")
+        );
     }
 
     #[test]

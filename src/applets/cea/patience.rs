@@ -98,7 +98,11 @@ impl<S> Patient<S> {
             .reset(Instant::now() + self.deadlines.idle);
     }
 
-    fn sent<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn sent<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.sending = None;
             return result;

@@ -62,13 +62,17 @@ async fn ask(config: &AgentConfig) -> Result<String, AppError> {
 
     let address = SocketAddr::new(own_address(config.bind), config.port);
     let stream = in_time(TcpStream::connect(address)).await.map_err(|e| {
-        AppError::failed(format!("Self-ping: the agent is not listening on {address}: {e}"))
+        AppError::failed(format!(
+            "Self-ping: the agent is not listening on {address}: {e}"
+        ))
     })?;
     let name = rustls::pki_types::ServerName::IpAddress(address.ip().into());
     let handshake = TlsConnector::from(client).connect(name, stream);
-    let mut stream = in_time(handshake)
-        .await
-        .map_err(|e| AppError::failed(format!("Self-ping: TLS handshake with {address} failed: {e}")))?;
+    let mut stream = in_time(handshake).await.map_err(|e| {
+        AppError::failed(format!(
+            "Self-ping: TLS handshake with {address} failed: {e}"
+        ))
+    })?;
 
     let reqid = ReqId::generate()
         .map_err(|_| AppError::failed("the system gives no random bytes for a request id"))?;
@@ -81,7 +85,11 @@ async fn ask(config: &AgentConfig) -> Result<String, AppError> {
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         // With TLS 1.3 a refused certificate shows only here.
-        match (&mut stream).take(MAX_ANSWER).read_to_end(&mut answer).await {
+        match (&mut stream)
+            .take(MAX_ANSWER)
+            .read_to_end(&mut answer)
+            .await
+        {
             Err(error) if answer.is_empty() => Err(error),
             _ => Ok(answer),
         }
@@ -129,8 +137,14 @@ mod tests {
     #[test]
     fn answers_are_told_apart() {
         assert!(classify("HTTP/1.0 200 OK\r\n\r\n{\"status\" : \"ok\"}").is_some());
-        assert!(classify("HTTP/1.0 403 Forbidden\r\n\r\n{\"error\":\"serial mismatch\"}").is_some());
-        for bad in ["", "HTTP/1.0 403 Forbidden\r\n\r\n{\"error\":\"certificate revoked\"}", "\0\0"] {
+        assert!(
+            classify("HTTP/1.0 403 Forbidden\r\n\r\n{\"error\":\"serial mismatch\"}").is_some()
+        );
+        for bad in [
+            "",
+            "HTTP/1.0 403 Forbidden\r\n\r\n{\"error\":\"certificate revoked\"}",
+            "\0\0",
+        ] {
             assert_eq!(classify(bad), None, "{bad:?}");
         }
     }

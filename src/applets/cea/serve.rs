@@ -42,6 +42,10 @@ async fn run(context: &Context, files: &Files) -> Result<Exit, AppError> {
         .map_err(|e| AppError::failed(format!("Cannot install signal handlers: {e}")))?;
     let daemon = Daemon::start(context, files)?;
     let agent = daemon.agent.clone();
+    Action::new("start")
+        .field("PORT", daemon.address.port())
+        .info();
+    complain!("listening on {}", daemon.address);
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
     daemon.serve(signals.until_told_to_stop(&agent)).await;
@@ -69,8 +73,6 @@ impl Daemon {
             .and_then(TcpListener::from_std)
             .map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
-        Action::new("start").field("PORT", address.port()).info();
-        complain!("listening on {address}");
         Ok(Self {
             agent: Arc::new(Agent::new(context.clone(), files.clone(), snapshot)),
             address,
@@ -133,10 +135,9 @@ fn explain(error: &LoadError, context: &Context, files: &Files) -> AppError {
         .config
         .clone()
         .unwrap_or_else(|| first_existing(context.paths.agent_toml(), context.paths.agent_conf()));
-    let allowlist = files
-        .allowlist
-        .clone()
-        .unwrap_or_else(|| first_existing(context.paths.scripts_toml(), context.paths.scripts_conf()));
+    let allowlist = files.allowlist.clone().unwrap_or_else(|| {
+        first_existing(context.paths.scripts_toml(), context.paths.scripts_conf())
+    });
     let where_to_look = format!(
         "\n\nConfiguration: {}\nAllowlist:     {}",
         config.display(),

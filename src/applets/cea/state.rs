@@ -9,8 +9,8 @@ use std::time::Instant;
 use tokio::sync::OnceCell;
 
 use crate::applets::Context;
-use crate::applets::cea::{Files, material, scripts};
 use crate::applets::cea::admission::Admission;
+use crate::applets::cea::{Files, material, scripts};
 use crate::complain;
 use crate::core::clock::Clock;
 use crate::core::config::diagnostics::Diagnostic;
@@ -91,12 +91,14 @@ impl Snapshot {
             &config.source,
         ]);
         if clock.is_behind() {
-            Action::new("clock-unsynced").field("TIME", clock.iso_now()).warning();
+            Action::new("clock-unsynced")
+                .field("TIME", clock.iso_now())
+                .warning();
         }
         let identity = material::identity(&config).map_err(LoadError::Material)?;
         let authorities = material::authorities(&config).map_err(LoadError::Material)?;
-        let tls = tls::server_config(&identity, &authorities, clock.clone())
-            .map_err(|e| unusable(&e))?;
+        let tls =
+            tls::server_config(&identity, &authorities, clock.clone()).map_err(|e| unusable(&e))?;
         Ok(Self {
             config,
             allowlist,
@@ -184,7 +186,9 @@ impl Agent {
 
     /// The bookkeeping about addresses and dispatchers. Never held across an await.
     pub(super) fn admission(&self) -> MutexGuard<'_, Admission> {
-        self.admission.lock().unwrap_or_else(PoisonError::into_inner)
+        self.admission
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Name of this host, as ping and capabilities report it. Asked for once, when first needed: a name server that is not up yet

@@ -8,8 +8,8 @@ use hyper::StatusCode;
 
 use crate::applets::VERSION;
 use crate::applets::cea::gate::Caller;
-use crate::applets::cea::{reply, scripts};
 use crate::applets::cea::state::{Agent, Snapshot};
+use crate::applets::cea::{reply, scripts};
 use crate::core::authhook::{self, Decision, HookContext};
 use crate::core::config::ScriptEntry;
 use crate::core::logging::Action;

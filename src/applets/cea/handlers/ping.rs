@@ -20,8 +20,10 @@ pub(super) async fn handle(
     let config = &caller.snapshot.config;
     let reqid = lenient::reqid_of(&body);
     // The file, not the certificate in use: the dispatcher asks whether a renewal has reached this host.
-    let expiry = material::shown(&config.cert)
-        .map_or_else(|_| "unknown".to_owned(), |certificate| certificate.expiry_text());
+    let expiry = material::shown(&config.cert).map_or_else(
+        |_| "unknown".to_owned(),
+        |certificate| certificate.expiry_text(),
+    );
     Action::new("ping")
         .field("DISPATCHER", &caller.dispatcher)
         .field("PEER", &caller.peer.address)

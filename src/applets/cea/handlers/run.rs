@@ -55,17 +55,27 @@ pub(super) async fn handle(
     // In a task of its own: a client that goes away neither stops the script nor keeps its end out of the log.
     match tokio::spawn(run(agent, caller, request, path)).await {
         Ok(reply) => reply::ok(&reply),
-        Err(_) => reply::error(hyper::StatusCode::INTERNAL_SERVER_ERROR, "the run was abandoned"),
+        Err(_) => reply::error(
+            hyper::StatusCode::INTERNAL_SERVER_ERROR,
+            "the run was abandoned",
+        ),
     }
 }
 
 fn refuse_body(bad: BadRun) -> Response {
     let (error, reqid) = match bad {
         BadRun::NotJson => (errors::INVALID_JSON.to_owned(), None),
-        BadRun::Args { reqid, nested: false } => (errors::ARGS_NOT_ARRAY.to_owned(), Some(reqid)),
-        BadRun::Args { reqid, nested: true } => {
-            (format!("{} of strings", errors::ARGS_NOT_ARRAY), Some(reqid))
-        }
+        BadRun::Args {
+            reqid,
+            nested: false,
+        } => (errors::ARGS_NOT_ARRAY.to_owned(), Some(reqid)),
+        BadRun::Args {
+            reqid,
+            nested: true,
+        } => (
+            format!("{} of strings", errors::ARGS_NOT_ARRAY),
+            Some(reqid),
+        ),
     };
     reply::ok(&RunRefusal {
         script: None,
