@@ -107,6 +107,7 @@ where
             .keep_alive(true)
             // A peer that has said all it wants to say may still wait for the answer.
             .half_close(true)
+            .auto_date_header(false)
             .header_read_timeout(None)
             .max_buf_size(MAX_HEAD)
             .serve_connection(stream, service)
