@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::reader::Reader;
 use super::{Cidr, RateSpec};
 
 /// The texts of the original's `config-warn` lines.
@@ -112,8 +113,33 @@ impl fmt::Display for RateSpec {
     }
 }
 
+/// Bad entries are dropped with a warning; a list of nothing but bad entries must not let everybody in (spec/agent.md 3.3, 19.2).
+pub(super) fn allowed_ips(r: &mut Reader<'_>) -> Option<Vec<Cidr>> {
+    r.list("allowed_ips", |c| c == ',', |r, items| {
+        let mut good = Vec::new();
+        for item in &items.value {
+            match Cidr::parse(&item.value) {
+                Ok(cidr) => good.push(cidr),
+                Err(why) => r.warn(
+                    &item.span,
+                    &format!("allowed_ips: entry '{}' is dropped: {why}", item.value),
+                ),
+            }
+        }
+        if good.is_empty() {
+            let message = format!(
+                "allowed_ips holds no usable address {}: correct it, or remove the key to accept all sources",
+                r.in_file()
+            );
+            r.error(&items.span, &message);
+        }
+        Some(good)
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::testing::*;
     use super::*;
     use proptest::prelude::*;
 
@@ -158,6 +184,31 @@ mod tests {
         let all6 = Cidr::parse("::/0").unwrap();
         assert!(all6.contains("fd00::1".parse().unwrap()));
         assert!(!all6.contains("10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn allowed_ips_never_end_up_empty() {
+        let loaded =
+            agent_lines("allowed_ips = 10.00.0.0/16, 1.2.3 ,10.0.0.0/40, fd00::/8,\n").unwrap();
+        let shown: Vec<String> = loaded
+            .value
+            .allowed_ips
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(shown, ["10.0.0.0/16", "fd00::/8"]);
+        let said = warnings(&loaded);
+        assert!(
+            said[0].contains(
+                "6:29: warning: allowed_ips: entry '1.2.3' is dropped: malformed IPv4 address"
+            ),
+            "{said:?}"
+        );
+        assert!(said[1].contains("entry '10.0.0.0/40' is dropped: unsupported prefix length"));
+        for bad in ["allowed_ips = nonsense, 1.2.3", "allowed_ips = ,"] {
+            assert!(error(agent_lines(bad)).contains("allowed_ips holds no usable address"));
+        }
+        assert!(error(agent_toml("allowed_ips = []")).contains("no usable address"));
     }
 
     proptest! {

@@ -301,3 +301,109 @@ fn key_text(key: &str) -> String {
         Value::String(key.to_owned()).to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn agent_round_trip(conf: &str) -> String {
+        let host = Host::new();
+        let path = host.write("/etc/ctrl-exec-agent/agent.conf", conf);
+        let before = host.agent().unwrap_or_else(|e| panic!("{e}")).value;
+        let text = convert_agent(&before, &host.paths());
+        std::fs::remove_file(path).unwrap();
+        let toml = host.write("/etc/ctrl-exec-agent/agent.toml", &text);
+        let mut after = host.agent().unwrap_or_else(|e| panic!("{e}\n{text}")).value;
+        assert_eq!(after.source, toml);
+        after.source.clone_from(&before.source);
+        assert_eq!(after, before, "{text}");
+        text
+    }
+
+    #[test]
+    fn agents_round_trip() {
+        let text = agent_round_trip(&format!(
+            "{REQUIRED}{DIRS}bind=::1\ntrusted_dispatchers_path=/t\nrevoked_serials=/r\nexecutor_socket=/run/x.sock\nasync_runs_dir=/runs\ncert_staging_path=/s\nstdin_timeout=1\nrun_timeout=2\nmax_output=4096\nallowed_ips=10.0.0.0/8, ::1\nrate_limit_volume=1/2/3\nrate_limit_probe=0/1/1\nmax_children=5\nauth_deny_generic=1\npairing_require_bound_code=1\n[tags]\nsite=a \"quoted\" \\ é\n1-x=\t\n[profile a.b]\nrun_as=nobody\ncaps=CAP_KILL CAP_CHOWN\nwritable=/a b:/c\nno_new_privileges=no\n[profile root]\n"
+        ));
+        assert!(text.starts_with("# agent.toml - agent and executor\n# Converted from "));
+        assert!(text.contains("rate_limit_probe = \"0/60/300\"\n"), "{text}");
+        assert!(
+            text.contains("[profile.\"a.b\"]\nrun_as = \"nobody\"\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("executor_socket = \"/run/x.sock\"\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn defaults_are_left_out() {
+        let text = agent_round_trip(&format!("{REQUIRED}rate_limit_disable = yes\n"));
+        assert_eq!(text.matches(" = ").count(), 7, "{text}");
+        agent_round_trip(REQUIRED);
+    }
+
+    #[test]
+    fn dispatchers_round_trip() {
+        for extra in [
+            "",
+            "ca_dir=/ca\nregistry_dir=/r\npairing_dir=/p\nauth_hook=/h\nauth_hook_timeout=3\nread_timeout=1\nconnect_timeout=2\nmax_parallel=3\ncert_days=4\ndispatcher_id=x\nservice_user=u\npairing_timeout=5\npairing_max_queue=6\npairing_rate_limit_volume=7/8/9\npairing_require_bound_code=y\npairing_bind=127.0.0.1\npairing_port=10\ncert_renewal_days=11\ncert_overlap_days=12\ncert_check_interval=13\nrotation_file=/rot\napi_port=14\napi_bind=::1\napi_cert=/ac\napi_key=/ak\napi_max_children=15\napi_auth_default=allow\nauth_deny_generic=on\n",
+            "pairing_rate_limit_disable=1\n",
+        ] {
+            let host = Host::new();
+            let conf = format!("cert=/c\nkey=/k\nca=/a\n{extra}");
+            let path = host.write("/etc/ctrl-exec/ctrl-exec.conf", &conf);
+            let loaded = host.dispatcher().unwrap_or_else(|e| panic!("{e}"));
+            assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+            let before = loaded.value;
+            let text = convert_dispatcher(&before, &host.paths());
+            std::fs::remove_file(path).unwrap();
+            host.write("/etc/ctrl-exec/ctrl-exec.toml", &text);
+            let mut after = host
+                .dispatcher()
+                .unwrap_or_else(|e| panic!("{e}\n{text}"))
+                .value;
+            after.source.clone_from(&before.source);
+            assert_eq!(after, before, "{text}");
+        }
+    }
+
+    #[test]
+    fn allowlists_round_trip() {
+        let host = Host::new();
+        host.write("/etc/ctrl-exec-agent/agent.conf", REQUIRED);
+        let scripts = "a = /x/a\n-b_ = profile=p.q /x/b\"\\é\n";
+        let conf = host.write("/etc/ctrl-exec-agent/scripts.conf", scripts);
+        let before = host.allowlist().unwrap().value;
+        let text = convert_allowlist(&before);
+        std::fs::remove_file(conf).unwrap();
+        host.write("/etc/ctrl-exec-agent/scripts.toml", &text);
+        let after = host
+            .allowlist()
+            .unwrap_or_else(|e| panic!("{e}\n{text}"))
+            .value;
+        assert_eq!(after.scripts, before.scripts, "{text}");
+        assert!(text.contains("\n[scripts.a]\npath = \"/x/a\"\nprofile = \"default\"\n"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn whatever_loads_round_trips(
+            tags in proptest::collection::btree_map("[a-zA-Z0-9_][a-zA-Z0-9_-]{0,6}", "[^\\x00-\\x1f\\x7f-\\x9f\\s](.{0,8}[^\\x00-\\x1f\\s])?", 0..4),
+            dir in "/[^:\\s#\\x00-\\x1f\\x7f-\\x9f]{0,12}",
+            limit in 0u32..5,
+            port in 0u16..,
+        ) {
+            let mut conf = REQUIRED.replace("7443", &port.to_string());
+            conf.push_str(&format!("rate_limit_volume={limit}/2/3\nscript_dirs={dir}\n[tags]\n"));
+            for (key, value) in tags.iter().filter(|(_, v)| !v.chars().any(char::is_control)) {
+                conf.push_str(&format!("{key}={value}\n"));
+            }
+            agent_round_trip(&conf);
+        }
+    }
+}

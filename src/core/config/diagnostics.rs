@@ -36,8 +36,16 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// One sentence without a position, not escaped.
     pub message: String,
-    /// The line as it is in the file (lossy UTF-8, no line end).
-    pub source_line: Option<String>,
+    /// The part of the source line that is shown.
+    pub excerpt: Option<Excerpt>,
+}
+
+/// A source line as it is shown: printable, cut around the place when it is long.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Excerpt {
+    pub text: String,
+    /// Characters of `text` before the caret.
+    pub caret: usize,
 }
 
 impl Diagnostic {
@@ -48,7 +56,7 @@ impl Diagnostic {
             position: None,
             severity,
             message: message.into(),
-            source_line: None,
+            excerpt: None,
         }
     }
 
@@ -79,9 +87,8 @@ impl Diagnostic {
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.headline())?;
-        if let (Some(position), Some(line)) = (self.position, &self.source_line) {
-            let (shown, caret) = excerpt(line, position.column.saturating_sub(1));
-            write!(f, "\n  {shown}\n  {:caret$}^", "")?;
+        if let Some(Excerpt { text, caret }) = &self.excerpt {
+            write!(f, "\n  {text}\n  {:caret$}^", "", caret = *caret)?;
         }
         Ok(())
     }
@@ -106,34 +113,35 @@ fn push_printable(out: &mut String, c: char) {
     }
 }
 
-/// The part of a line around a character index, and where in it the caret goes.
-fn excerpt(line: &str, at: usize) -> (String, usize) {
-    let length = line.chars().count();
-    let start = if length <= WINDOW {
-        0
-    } else {
-        at.min(length)
-            .saturating_sub(WINDOW / 2)
-            .min(length - WINDOW)
-    };
-    let mut shown = String::new();
-    let mut caret = 0;
-    if start > 0 {
-        shown.push_str("...");
-    }
-    for (index, c) in line.chars().enumerate().skip(start).take(WINDOW) {
-        if index == at {
-            caret = shown.chars().count();
+impl Excerpt {
+    /// The part of a line around a column (from 1).
+    pub fn new(line: &str, column: usize) -> Self {
+        let at = column.saturating_sub(1);
+        let length = line.chars().count();
+        let start = if length <= WINDOW {
+            0
+        } else {
+            at.min(length)
+                .saturating_sub(WINDOW / 2)
+                .min(length - WINDOW)
+        };
+        let mut text = String::new();
+        let mut caret = None;
+        if start > 0 {
+            text.push_str("...");
         }
-        push_printable(&mut shown, c);
+        for (index, c) in line.chars().enumerate().skip(start).take(WINDOW) {
+            if index == at {
+                caret = Some(text.chars().count());
+            }
+            push_printable(&mut text, c);
+        }
+        let caret = caret.unwrap_or_else(|| text.chars().count());
+        if start + WINDOW < length {
+            text.push_str("...");
+        }
+        Self { text, caret }
     }
-    if at >= length.min(start + WINDOW) {
-        caret = shown.chars().count();
-    }
-    if start + WINDOW < length {
-        shown.push_str("...");
-    }
-    (shown, caret)
 }
 
 /// Collects everything that is wrong with one file, so that one run shows it all.
@@ -152,10 +160,10 @@ impl Report {
         if line.is_some_and(|line| self.muted.contains(&line)) {
             return;
         }
-        if self.diagnostics.len() < MAX_DIAGNOSTICS {
-            self.diagnostics.push(diagnostic);
+        if self.is_full() {
+            self.count_only(diagnostic.severity);
         } else {
-            self.dropped += 1;
+            self.diagnostics.push(diagnostic);
         }
     }
 
@@ -167,6 +175,17 @@ impl Report {
     /// Whether an error was added.
     pub fn failed(&self) -> bool {
         self.failed
+    }
+
+    /// Whether more of them would only be counted, so that nobody need look up places in a huge file.
+    pub fn is_full(&self) -> bool {
+        self.diagnostics.len() >= MAX_DIAGNOSTICS
+    }
+
+    /// Counts one that is not shown.
+    pub fn count_only(&mut self, severity: Severity) {
+        self.failed |= severity == Severity::Error;
+        self.dropped += 1;
     }
 
     /// How many were added so far. Grows with every [`Report::add`].
@@ -204,7 +223,7 @@ mod tests {
             position: Some(Position { line: 3, column }),
             severity: Severity::Error,
             message: "wrong".to_owned(),
-            source_line: Some(line.to_owned()),
+            excerpt: Some(Excerpt::new(line, column)),
         }
     }
 

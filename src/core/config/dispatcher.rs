@@ -4,7 +4,7 @@ use super::diagnostics::{Report, Severity};
 use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::{ApiTls, AuthDefault, DispatcherConfig, agent};
+use super::{ApiTls, AuthDefault, DispatcherConfig, hook};
 use crate::core::paths::Paths;
 use crate::core::types::DispatcherId;
 
@@ -61,7 +61,7 @@ fn files(r: &mut Reader<'_>, config: &mut DispatcherConfig, paths: &Paths) {
     set("ca_dir", &mut config.ca_dir);
     set("registry_dir", &mut config.registry_dir);
     set("pairing_dir", &mut config.pairing_dir);
-    config.auth_hook = agent::auth_hook(r, paths, false);
+    config.auth_hook = hook::read(r, paths, false);
 }
 
 fn exchange(r: &mut Reader<'_>, config: &mut DispatcherConfig) {
@@ -191,5 +191,152 @@ fn auth_default(r: &mut Reader<'_>) -> Option<AuthDefault> {
             r.error(&text.span, &message);
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::core::config::RateSpec;
+    use std::time::Duration;
+
+    const REQUIRED: &str = "cert = /c\nkey = /k\nca = /a\n";
+
+    fn lines(
+        text: &str,
+    ) -> Result<super::super::Loaded<DispatcherConfig>, super::super::ConfigError> {
+        dispatcher_conf(&format!("{REQUIRED}{text}\n"))
+    }
+
+    #[test]
+    fn required_keys_are_named_all_at_once_and_zero_is_missing() {
+        let all = errors(dispatcher_conf("key = /k\nca = 0\n"));
+        assert_eq!(all.len(), 3, "{all:#?}");
+        assert!(all[0].contains("'ca' must be an absolute path: '0'"));
+        assert!(all[1].contains("Missing 'cert' in /"));
+        assert!(all[2].contains("Missing 'ca' in /"));
+        assert_eq!(errors(dispatcher_conf("")).len(), 3);
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let host = Host::new();
+        let path = host.write("/etc/ctrl-exec/ctrl-exec.toml", "# all defaults\n");
+        let loaded = host.dispatcher().unwrap();
+        assert!(loaded.warnings.is_empty());
+        let defaults = DispatcherConfig::defaults(&host.paths(), &path, "ctl.example");
+        assert_eq!(loaded.value, defaults);
+        assert_eq!(defaults.cert, host.at("/etc/ctrl-exec/dispatcher.crt"));
+        assert_eq!(defaults.dispatcher_id.as_str(), "ctl.example");
+        assert_eq!(defaults.read_timeout, Duration::from_secs(60));
+        assert_eq!((defaults.max_parallel, defaults.cert_days), (64, 825));
+        assert_eq!(
+            defaults.pairing_rate_limit,
+            Some(RateSpec::new(10, 60, 300))
+        );
+        assert!(error(dispatcher_toml("")).contains("the file is empty"));
+    }
+
+    #[test]
+    fn indented_lines_are_skipped_as_ever_but_not_in_silence() {
+        let loaded = lines(" max_parallel = 3\n[section]\nauth_hook =\nnot-a-key = 1").unwrap();
+        assert_eq!(loaded.value.max_parallel, 64);
+        assert_eq!(loaded.value.auth_hook, None);
+        let said = warnings(&loaded);
+        assert_eq!(said.len(), 4);
+        assert!(said[0].contains("4:2: warning: line ignored: it begins with white space"));
+        assert!(
+            said[2].contains("6:1: warning: line ignored: the key has no value and stays unset")
+        );
+    }
+
+    #[test]
+    fn a_blank_hook_is_an_error_instead_of_a_hook_that_denies_everything() {
+        assert!(error(lines("auth_hook =   ")).contains("'auth_hook' has no value"));
+        let hook = lines("auth_hook = /hook\nauth_hook_timeout=2")
+            .unwrap()
+            .value;
+        assert_eq!(hook.auth_hook.unwrap().timeout, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn the_last_of_several_wins_with_a_warning() {
+        let loaded = lines("cert_days = 1\ncert_days = 2").unwrap();
+        assert_eq!(loaded.value.cert_days, 2);
+        assert!(warnings(&loaded)[0].contains("4:1: warning: 'cert_days' is set again in line 5"));
+    }
+
+    #[test]
+    fn parallelism_keeps_its_old_meaning_in_old_files() {
+        for (text, used) in [("0", 1), ("-4", 1), ("many", 1), ("7", 7), ("99999", 1024)] {
+            let loaded = lines(&format!("max_parallel = {text}")).unwrap();
+            assert_eq!(loaded.value.max_parallel, used, "{text}");
+            assert_eq!(loaded.warnings.is_empty(), used == 7);
+        }
+        assert!(error(dispatcher_toml("max_parallel = 0")).contains("from 1 to 1024, not 0"));
+    }
+
+    #[test]
+    fn the_old_name_of_read_timeout() {
+        let loaded = lines("timeout = 5").unwrap();
+        assert_eq!(loaded.value.read_timeout, Duration::from_secs(5));
+        assert!(warnings(&loaded)[0].contains("deprecated"));
+        let loaded = lines("timeout = 5\nread_timeout = 6").unwrap();
+        assert_eq!(loaded.value.read_timeout, Duration::from_secs(6));
+        assert!(error(dispatcher_toml("timeout = 5")).contains("unknown key 'timeout'"));
+    }
+
+    #[test]
+    fn numbers_and_words_are_checked() {
+        for bad in [
+            "read_timeout = 0",
+            "read_timeout = soon",
+            "pairing_timeout = 601",
+            "pairing_max_queue = 0",
+            "cert_days = 0",
+            "api_port = 65536",
+            "api_bind = localhost",
+            "api_auth_default = maybe",
+            "auth_deny_generic = perhaps",
+            "pairing_rate_limit_disable = 2",
+            "api_cert = /only/one",
+            "api_key = /only/one",
+            "ca_dir = relative",
+            "registry_dir = /x # y",
+        ] {
+            let key = bad.split(' ').next().unwrap();
+            let said = error(lines(bad));
+            assert!(said.contains(&format!("'{key}'")), "{said}");
+        }
+        let loaded = lines("pairing_rate_limit_volume = fast").unwrap();
+        assert_eq!(
+            loaded.value.pairing_rate_limit,
+            Some(RateSpec::new(10, 60, 300))
+        );
+        assert!(warnings(&loaded)[0].contains("the default 10/60/300 stays"));
+        let off = lines("pairing_rate_limit_disable = on").unwrap().value;
+        assert_eq!(off.pairing_rate_limit, None);
+    }
+
+    #[test]
+    fn the_api_keys_are_known_here() {
+        let api = lines(
+            "api_bind = ::\napi_port = 0\napi_cert=/c\napi_key=/k\napi_auth_default = Allow\nauth_deny_generic = true",
+        );
+        let loaded = api.unwrap();
+        assert!(loaded.warnings.is_empty());
+        let api = loaded.value.api;
+        assert_eq!((api.port, api.auth_default), (0, AuthDefault::Allow));
+        assert!(api.tls.is_some() && api.auth_deny_generic && api.bind.is_ipv6());
+    }
+
+    #[test]
+    fn ids_are_sanitised_and_unknown_keys_named() {
+        let loaded = lines("dispatcher_id = my host!\npairing_queue = 1").unwrap();
+        assert_eq!(loaded.value.dispatcher_id.as_str(), "my-host-");
+        let said = warnings(&loaded);
+        assert!(said[0].contains("4:17: warning: 'dispatcher_id' is read as 'my-host-'"));
+        assert!(said[1].contains("5:1: warning: unknown key 'pairing_queue' is ignored"));
     }
 }

@@ -183,3 +183,122 @@ impl Chosen {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn neither_file_names_both_and_what_to_do() {
+        let host = Host::new();
+        let text = host.agent().unwrap_err().to_string();
+        assert!(text.starts_with(&format!(
+            "Cannot open config '{}': No such file",
+            host.at("/etc/ctrl-exec-agent/agent.conf").display()
+        )));
+        assert!(text.contains("agent.toml") && text.contains("create one"));
+        host.write("/etc/ctrl-exec-agent/agent.toml", "port = 1");
+        let text = host.allowlist().unwrap_err().to_string();
+        assert!(text.starts_with("Cannot open allowlist '"), "{text}");
+        assert!(matches!(
+            host.dispatcher(),
+            Err(ConfigError::Missing { kind: "config", .. })
+        ));
+    }
+
+    #[test]
+    fn toml_wins_and_names_the_ignored_file() {
+        let host = Host::new();
+        host.write("/etc/ctrl-exec-agent/agent.conf", "nonsense");
+        let toml = host.write(
+            "/etc/ctrl-exec-agent/agent.toml",
+            "port = 1\nscript_dirs = [\"/a\"]",
+        );
+        let loaded = host.agent().unwrap();
+        assert_eq!((loaded.value.port, loaded.value.source), (1, toml));
+        assert_eq!(loaded.warnings.len(), 1);
+        let said = loaded.warnings[0].headline();
+        assert!(said.contains("agent.conf' is ignored because"), "{said}");
+    }
+
+    #[test]
+    fn a_dangling_link_does_not_fall_back_to_the_other_file() {
+        let host = Host::new();
+        host.write("/etc/ctrl-exec-agent/agent.conf", REQUIRED);
+        let link = host.at("/etc/ctrl-exec-agent/agent.toml");
+        std::os::unix::fs::symlink("/nonexistent/agent.toml", &link).unwrap();
+        assert!(matches!(host.agent(), Err(ConfigError::Open { path, .. }) if path == link));
+    }
+
+    #[test]
+    fn an_explicit_path_decides_by_its_extension_and_is_not_moved() {
+        let host = Host::new();
+        let paths = host.paths();
+        let conf = host.write("/mine", REQUIRED);
+        let toml = host.write("/mine.toml", "port = 9\n");
+        let load = |path: &Path| load_agent(&paths, Some(path)).map(|l| l.value.port);
+        assert_eq!(load(&conf), Ok(7443));
+        assert_eq!(load(&toml), Ok(9));
+        let absent = load(Path::new("/nonexistent/x.conf")).unwrap_err();
+        assert_eq!(
+            absent.to_string(),
+            "Cannot open config '/nonexistent/x.conf': No such file or directory"
+        );
+        let loaded = load_agent(&paths, Some(&conf)).unwrap().value;
+        assert_eq!(loaded.source, conf);
+        assert_eq!(loaded.cert, host.at("/etc/ctrl-exec-agent/agent.crt"));
+    }
+
+    #[test]
+    fn who_may_write_a_file_decides_whether_it_is_read() {
+        let host = Host::new();
+        let path = host.write(
+            "/etc/ctrl-exec-agent/agent.conf",
+            &format!("{REQUIRED}{DIRS}"),
+        );
+        assert!(host.agent().unwrap().warnings.is_empty());
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o642)).unwrap();
+        let text = host.agent().unwrap_err().to_string();
+        assert!(text.starts_with("refusing to read '"), "{text}");
+        assert!(text.contains("mode 0642"), "{text}");
+    }
+
+    #[test]
+    fn the_display_of_an_error_shows_every_line_with_a_caret() {
+        let text = agent_lines("port = x\nmax_children = y\n")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(text.matches("error: ").count(), 2, "{text}");
+        assert_eq!(text.matches('^').count(), 3, "{text}");
+        assert!(text.contains("warning: 'port' is set again in line 6"));
+    }
+
+    #[test]
+    fn several_toml_faults_of_both_kinds_come_together() {
+        let all = errors(agent_toml("port = 99999\nbind = \nprot = 1\n"));
+        assert_eq!(all.len(), 3, "{all:#?}");
+        assert!(all[0].contains(":1:8:") && all[1].contains(":2:") && all[2].contains(":3:1:"));
+    }
+
+    #[test]
+    fn a_file_full_of_mistakes_has_a_short_report() {
+        for text in [
+            "x\n".repeat(500_000),
+            format!("[profile p]\ncaps = {}\n", "a ".repeat(500_000)),
+            "x".repeat(1_000_000),
+        ] {
+            let error = agent_conf(&text).unwrap_err();
+            assert!(error.diagnostics().len() <= 201);
+            assert!(error.to_string().len() < 400_000);
+        }
+        for text in [
+            format!("[profile.p]\ncaps = [{}]\n", "\"a\",".repeat(200_000)),
+            "a=1 ".repeat(200_000),
+            "[".repeat(1_000_000),
+        ] {
+            assert!(agent_toml(&text).is_err());
+        }
+    }
+}

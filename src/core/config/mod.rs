@@ -11,13 +11,18 @@ mod conf_grammar;
 mod convert;
 mod defaults;
 mod dispatcher;
+mod hook;
 mod load;
 mod profiles;
 mod raw;
 mod reader;
 mod scripts;
 mod scripts_conf;
+mod tags;
+#[cfg(test)]
+mod testing;
 mod toml_front;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,10 +30,11 @@ use std::time::Duration;
 
 use crate::core::types::{AbsolutePath, DispatcherId, ProfileName, ScriptName};
 
+pub use cidr::CidrError;
 pub use convert::{convert_agent, convert_allowlist, convert_dispatcher};
 pub use error::{ConfigError, UndefinedProfiles};
 pub use load::{Loaded, load_agent, load_allowlist, load_dispatcher};
-pub use scripts::check_profiles;
+pub use scripts::{DEFAULT_PROFILE, check_profiles};
 
 /// `limit/window/block` of the rate limiter: more than `limit` events within `window` block the source for `block`. Limit 0 = off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -10,6 +10,7 @@ use super::RateSpec;
 use super::diagnostics::{Report, Severity};
 use super::raw::{Located, RawTable, RawValue, Style, is_blank};
 use super::source::SourceFile;
+use super::words::closest;
 use crate::core::paths::Paths;
 use crate::core::types::AbsolutePath;
 
@@ -52,6 +53,9 @@ impl<'a> Reader<'a> {
     }
 
     fn add(&mut self, severity: Severity, span: &Range<usize>, message: &str) {
+        if self.report.is_full() {
+            return self.report.count_only(severity);
+        }
         let hint = match &self.comment {
             Some(_) => format!(" ({COMMENT_HINT})"),
             None => String::new(),
@@ -409,50 +413,6 @@ fn parse_rate(text: &str) -> Option<RateSpec> {
     sane.then(|| RateSpec::new(limit, u64::from(window), u64::from(block)))
 }
 
-/// The known word at an edit distance of at most two, if one is near.
-pub(super) fn closest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let word: String = word.chars().take(64).collect();
-    let plain = word.replace('-', "_").to_ascii_lowercase();
-    known
-        .iter()
-        .map(|candidate| (distance(&plain, candidate), *candidate))
-        .filter(|(distance, candidate)| *distance <= 2 && *distance * 2 < candidate.len())
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-/// Like [`closest`] for capability names: case does not matter and `CAP_` may be missing.
-pub(super) fn closest_capability<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let upper = word.to_ascii_uppercase();
-    let full = if upper.starts_with("CAP_") {
-        upper
-    } else {
-        format!("CAP_{upper}")
-    };
-    let full: String = full.chars().take(64).collect();
-    known
-        .iter()
-        .map(|candidate| (distance(&full, candidate), *candidate))
-        .filter(|(distance, _)| *distance <= 2)
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -475,19 +435,6 @@ mod tests {
         ] {
             assert_eq!(parse_rate(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn near_words_are_found_and_far_ones_are_not() {
-        let known = ["port", "run_as", "rate_limit_volume", "bind"];
-        assert_eq!(closest("run-as", &known), Some("run_as"));
-        assert_eq!(closest("prot", &known), None);
-        assert_eq!(closest("ports", &known), Some("port"));
-        assert_eq!(
-            closest("rate_limt_volume", &known),
-            Some("rate_limit_volume")
-        );
-        assert_eq!(closest("sandbox", &known), None);
     }
 
     #[test]

@@ -144,3 +144,127 @@ pub fn check_profiles(allowlist: &Allowlist, agent: &AgentConfig) -> Result<(), 
         source_file: Path::to_owned(&agent.source),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::core::types::ScriptName;
+
+    fn host(agent: &str, file: &str, scripts: &str) -> Host {
+        let host = Host::new();
+        host.write(
+            "/etc/ctrl-exec-agent/agent.conf",
+            &format!("{REQUIRED}{agent}"),
+        );
+        host.write(&format!("/etc/ctrl-exec-agent/{file}"), scripts);
+        host
+    }
+
+    fn name(text: &str) -> ScriptName {
+        ScriptName::new(text).unwrap()
+    }
+
+    #[test]
+    fn conf_and_toml_give_the_same_allowlist() {
+        let conf = host("", "scripts.conf", "a = /x/a\nb = profile=p /x/b\n");
+        let toml = host(
+            "",
+            "scripts.toml",
+            "[scripts.a]\npath = \"/x/a\"\n[scripts]\nb = { path = \"/x/b\", profile = \"p\" }\n",
+        );
+        let (conf, toml) = (conf.allowlist().unwrap(), toml.allowlist().unwrap());
+        assert_eq!(conf.value.scripts, toml.value.scripts);
+        let a = &conf.value.scripts[&name("a")];
+        assert_eq!(
+            (a.path.to_string().as_str(), a.profile.as_str()),
+            ("/x/a", "default")
+        );
+        assert!(conf.warnings.is_empty() && toml.warnings.is_empty());
+    }
+
+    #[test]
+    fn toml_mistakes_are_errors_all_at_once() {
+        let host = host(
+            "",
+            "scripts.toml",
+            "port = 1\n[scripts.a]\npath = \"x\"\n[scripts.\"b c\"]\npath = \"/x\"\n[scripts.d]\nprofil = \"p\"\n[scripts.e]\npath = \"/e\"\nprofile = \"a/b\"\n[scripts]\nf = \"/x\"\n",
+        );
+        let all = errors(host.allowlist());
+        let expected = [
+            "1:1: error: unknown key 'port'; allowed: [scripts.NAME] tables",
+            "3:8: error: Script 'a': path must be absolute: x",
+            "4:10: error: invalid script name 'b c'",
+            "6:10: error: Script 'd': 'path' is missing",
+            "7:1: error: Script 'd': unknown key 'profil'; did you mean 'profile'? Allowed: path, profile",
+            "10:11: error: script(s) reference an undefined profile: e -> 'a/b'",
+        ];
+        for part in expected {
+            assert!(
+                all.iter().any(|line| line.contains(part)),
+                "{all:#?}\n lacks {part}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_empty_allowlist_is_allowed_and_said() {
+        for file in ["scripts.conf", "scripts.toml"] {
+            let loaded = host("", file, "").allowlist().unwrap();
+            assert!(loaded.value.scripts.is_empty());
+            assert!(warnings(&loaded)[0].contains("no script is allowed"));
+        }
+    }
+
+    #[test]
+    fn an_empty_profile_name_is_an_undefined_profile() {
+        let line = error(host("", "scripts.conf", "a = /x profile=\n").allowlist());
+        assert!(line.contains("1:16: error: script(s) reference an undefined profile: a -> ''"));
+    }
+
+    #[test]
+    fn a_script_on_two_lines_is_absent() {
+        let loaded = host("", "scripts.conf", "a = /x\nb = /y\na = /z\n")
+            .allowlist()
+            .unwrap();
+        assert_eq!(
+            loaded.value.scripts.keys().collect::<Vec<_>>(),
+            [&name("b")]
+        );
+        assert!(warnings(&loaded)[0].contains("3:1: warning: Allowlist: skipping 'a'"));
+    }
+
+    #[test]
+    fn scripts_outside_the_approved_directories_are_named() {
+        let loaded = host("script_dirs = /nowhere\n", "scripts.conf", "a = /bin/sh\n").allowlist();
+        let loaded = loaded.unwrap();
+        assert_eq!(loaded.value.scripts.len(), 1);
+        assert!(
+            warnings(&loaded)[0]
+                .contains("'a' will be refused - path not in approved script_dirs: /bin/sh")
+        );
+    }
+
+    #[test]
+    fn every_profile_must_be_defined_also_default() {
+        let check = |agent: &str| {
+            let host = host(
+                agent,
+                "scripts.conf",
+                "a = /x\nb = /y profile=p\nc = /z profile=P\n",
+            );
+            let list = host.allowlist().unwrap().value;
+            check_profiles(&list, &host.agent().unwrap().value)
+        };
+        let text = check("").unwrap_err().to_string();
+        assert!(text.starts_with(
+            "script(s) reference an undefined profile: a -> default, b -> p, c -> P; define"
+        ));
+        let error = check("[profile default]\n[profile p]\n").unwrap_err();
+        assert_eq!(error.missing.len(), 1, "names are case-sensitive");
+        assert!(check("[profile default]\n[profile p]\n[profile P]\n").is_ok());
+        let none = host("", "scripts.conf", "# none\n");
+        let list = none.allowlist().unwrap().value;
+        assert!(check_profiles(&list, &none.agent().unwrap().value).is_ok());
+    }
+}

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::diagnostics::{Diagnostic, Position, Severity};
+use super::diagnostics::{Diagnostic, Excerpt, Position, Severity};
 use super::error::ConfigError;
 
 /// Largest configuration file.
@@ -113,39 +113,32 @@ impl SourceFile {
     }
 
     pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        let ends = self
-            .line_starts
-            .iter()
-            .skip(1)
-            .map(|next| next - 1)
-            .chain(std::iter::once(self.text.len()));
-        self.line_starts
-            .iter()
-            .zip(ends)
-            .enumerate()
-            .map(|(index, (&start, end))| {
-                let line = self.text.get(start..end).unwrap_or_default();
-                Line {
-                    text: line.strip_suffix('\r').unwrap_or(line),
-                    start,
-                    not_utf8: self.broken.binary_search(&index).is_ok(),
-                }
-            })
+        (0..self.line_starts.len()).filter_map(|index| self.line(index))
     }
 
-    /// Begins (byte offsets) of the lines that are not UTF-8.
-    pub fn broken_lines(&self) -> impl Iterator<Item = usize> {
-        self.broken
-            .iter()
-            .filter_map(|&index| self.line_starts.get(index).copied())
+    /// A line by its number from 0.
+    fn line(&self, index: usize) -> Option<Line<'_>> {
+        let start = *self.line_starts.get(index)?;
+        let end = self
+            .line_starts
+            .get(index + 1)
+            .map_or(self.text.len(), |next| next - 1);
+        let line = self.text.get(start..end).unwrap_or_default();
+        Some(Line {
+            text: line.strip_suffix('\r').unwrap_or(line),
+            start,
+            not_utf8: self.broken.binary_search(&index).is_ok(),
+        })
+    }
+
+    /// The lines that are not UTF-8.
+    pub fn broken_lines(&self) -> impl Iterator<Item = Line<'_>> {
+        self.broken.iter().filter_map(|&index| self.line(index))
     }
 
     /// Line and column of a byte offset; one beyond the end counts as the end.
     pub fn position(&self, offset: usize) -> Position {
-        let index = self
-            .line_starts
-            .partition_point(|&start| start <= offset)
-            .saturating_sub(1);
+        let index = self.line_number(offset) - 1;
         let start = self.line_starts.get(index).copied().unwrap_or(0);
         let rest = self.text.get(start..).unwrap_or_default();
         let column = rest
@@ -160,7 +153,9 @@ impl SourceFile {
 
     /// Number of the line of a byte offset, from 1.
     pub fn line_number(&self, offset: usize) -> usize {
-        self.position(offset).line
+        self.line_starts
+            .partition_point(|&start| start <= offset)
+            .max(1)
     }
 
     /// A diagnostic about the text that a span covers.
@@ -171,13 +166,13 @@ impl SourceFile {
         message: impl Into<String>,
     ) -> Diagnostic {
         let position = self.position(span.start);
-        let line = self.lines().nth(position.line - 1);
+        let line = self.line(position.line - 1);
         Diagnostic {
             path: self.path.clone(),
             position: Some(position),
             severity,
             message: message.into(),
-            source_line: line.map(|l| l.text.to_owned()),
+            excerpt: line.map(|l| Excerpt::new(l.text, position.column)),
         }
     }
 

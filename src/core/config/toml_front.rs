@@ -89,29 +89,51 @@ fn table_or_error(
 }
 
 fn parse(source: &SourceFile, report: &mut Report) -> RawTable {
-    for start in source.broken_lines() {
-        if let Some(line) = source.lines().find(|line| line.start == start) {
-            let message = format!("the line is not valid UTF-8 in '{}'", source.path.display());
-            let at = line.start + line.text.find('\u{fffd}').unwrap_or(0);
-            report.add(source.diagnostic(Severity::Error, &(at..at), message));
-        }
+    for line in source.broken_lines() {
+        let message = format!("the line is not valid UTF-8 in '{}'", source.path.display());
+        let at = line.start + line.text.find('\u{fffd}').unwrap_or(0);
+        report.add(source.diagnostic(Severity::Error, &(at..at), message));
     }
-    let (document, errors) = DeTable::parse_recoverable(&source.text);
-    let hint = errors.first().and_then(|_| ini_hint(source));
-    for error in &errors {
-        let span = error.span().unwrap_or(0..0);
-        let message = error.message().replace('\n', ", ");
-        report.add(source.diagnostic(Severity::Error, &span, message));
-        if let Some(hint) = &hint {
+    let (document, mut errors) = DeTable::parse_recoverable(&source.text);
+    errors.sort_by_key(|error| error.span().map(|span| span.start));
+    if let Some(first) = errors.first() {
+        if let Some(hint) = ini_hint(source) {
             // Dozens of followers would only hide what is wrong.
+            add_syntax_error(source, report, first);
             report.add(source.of_file(Severity::Error, hint));
             return RawTable::default();
         }
-    }
-    for error in &errors {
-        report.mute(source.line_number(error.span().unwrap_or(0..0).start));
+        let line_of = |e: &toml::de::Error| source.line_number(e.span().unwrap_or(0..0).start);
+        let said = |e: &toml::de::Error, words: &str| e.message().contains(words);
+        let unclosed = errors.iter().any(|e| said(e, "unclosed array"));
+        let open_line = errors
+            .iter()
+            .find(|e| unclosed && said(e, "array"))
+            .map(line_of);
+        for error in &errors {
+            if open_line.is_some_and(|line| line_of(error) >= line) {
+                // Everything below was taken for a part of the array.
+                let message =
+                    "an array that begins in this line or above is not closed, expected `,` or `]`";
+                let span = error.span().unwrap_or(0..0);
+                report.add(source.diagnostic(Severity::Error, &span, message));
+                return RawTable::default();
+            }
+            add_syntax_error(source, report, error);
+        }
     }
     table(document.into_inner())
+}
+
+/// Adds the first error of a line; the parser's further ones about the same line, and ours, would mislead.
+fn add_syntax_error(source: &SourceFile, report: &mut Report, error: &toml::de::Error) {
+    if report.is_full() {
+        return report.count_only(Severity::Error);
+    }
+    let span = error.span().unwrap_or(0..0);
+    let message = error.message().replace('\n', ", ");
+    report.add(source.diagnostic(Severity::Error, &span, message));
+    report.mute(source.line_number(span.start));
 }
 
 /// What to say when the content is a `.conf` under the name of a TOML file.
@@ -193,6 +215,17 @@ mod tests {
         assert_eq!(said.len(), 2, "{said:#?}");
         assert!(said[0].starts_with("a.toml:2:8: error: "), "{said:#?}");
         assert!(said[1].contains("looks like the .conf syntax"));
+    }
+
+    #[test]
+    fn an_open_array_is_one_error_not_one_per_line() {
+        let said = said(
+            "cert = \"/etc/x\nbind = [ \"a\",\nport = 1\n[profile.default]\nrun_as = 1\nx = \n",
+        );
+        assert_eq!(said.len(), 2, "{said:#?}");
+        assert!(said[0].starts_with("a.toml:1:15: error: invalid basic string"));
+        assert!(said[1].starts_with("a.toml:3:"), "{said:#?}");
+        assert!(said[1].contains("an array that begins in this line or above is not closed"));
     }
 
     #[test]

@@ -59,9 +59,11 @@
 
 pub mod agent;
 pub mod code;
+pub mod delivery;
 pub mod dispatcher;
 pub mod framing;
 pub mod ids;
+pub mod install;
 pub mod message;
 pub mod queue;
 pub mod record;

@@ -313,6 +313,7 @@ mod tests {
     use crate::core::pki::cert::Version;
     use crate::core::pki::csr;
     use crate::core::pki::fixtures::OpenSsl;
+    use crate::core::pki::fixtures::{LeafVersion, OpenSsl, agent, new_ca, request};
     use crate::core::types::Serial;
     use std::os::unix::fs::MetadataExt as _;
 
@@ -555,6 +556,7 @@ mod tests {
             "ca",
             crate::core::pki::fixtures::LeafVersion::V3,
         );
+        openssl.make_leaf("x", "ec", "/CN=x", "ca", LeafVersion::V3);
         openssl.write("ca.crt", &openssl.read("x.crt"));
         openssl.write("ca.key", &openssl.read("x.key"));
         let error = Authority::load(openssl.dir(), system()).unwrap_err();

@@ -1,9 +1,13 @@
-//! Certificates made by the `openssl` program, for tests: what fleets in the field have.
+//! Certificates for tests: made by the `openssl` program, as fleets in the field have them, and by ourselves.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::ca::{DEFAULT_CA_DAYS, DEFAULT_CN};
 use super::cert::Certificate;
+use super::{Authority, CertRequest, KeyType, PrivateKey, csr};
+use crate::core::clock::Clock;
+use crate::core::types::AgentName;
 
 /// A scratch directory in which `openssl` runs.
 pub(crate) struct OpenSsl(tempfile::TempDir);
@@ -111,4 +115,26 @@ impl OpenSsl {
             "x509 -req -in {name}.csr -CA {ca}.crt -CAkey {ca}.key -CAcreateserial -sha256 -days 825 {extensions} -out {name}.crt"
         ));
     }
+}
+
+pub(crate) fn agent(name: &str) -> AgentName {
+    AgentName::new(name).unwrap()
+}
+
+/// What an agent with a fresh key would send.
+pub(crate) fn request(kind: KeyType, name: &str) -> CertRequest {
+    let key = PrivateKey::generate(kind).unwrap();
+    CertRequest::parse_pem(&csr::create_pem(&key, &agent(name)).unwrap()).unwrap()
+}
+
+/// A CA of ours in `dir`.
+pub(crate) fn new_ca(dir: &Path) -> Authority {
+    Authority::create(
+        dir,
+        KeyType::EcdsaP256,
+        DEFAULT_CN,
+        DEFAULT_CA_DAYS,
+        Clock::system(0),
+    )
+    .unwrap()
 }

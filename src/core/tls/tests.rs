@@ -6,10 +6,9 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConnection, Error, ServerConnection};
 
 use super::*;
-use crate::core::pki::ca::{DEFAULT_CA_DAYS, DEFAULT_CN};
-use crate::core::pki::fixtures::{LeafVersion, OpenSsl};
+use crate::core::pki::fixtures::{LeafVersion, OpenSsl, agent, new_ca};
 use crate::core::pki::{Authority, CertRequest, KeyType, PrivateKey, Version, csr};
-use crate::core::types::{AgentName, DispatcherId};
+use crate::core::types::DispatcherId;
 
 const TLS_VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
@@ -114,7 +113,7 @@ fn ours(ca: &Authority, kind: KeyType, name: &str) -> Identity {
         let id = DispatcherId::new("main").unwrap();
         ca.issue_dispatcher(key.public(), &id, 30)
     } else {
-        let name = AgentName::new(name).unwrap();
+        let name = agent(name);
         let request = CertRequest::parse_pem(&csr::create_pem(&key, &name).unwrap()).unwrap();
         ca.issue_agent(&request, &name, 30)
     };
@@ -143,6 +142,7 @@ fn every_kind_of_certificate_meets_every_other() {
             all
         };
         let (dispatchers, agents) = (of("ctrl-exec-dispatcher"), of("web1"));
+        let web1 = agent("web1");
         assert_eq!(agents[0].certificate().version, Version::V1);
         assert_eq!(agents[2].certificate().version, Version::V3);
         for version in TLS_VERSIONS {
@@ -156,7 +156,7 @@ fn every_kind_of_certificate_meets_every_other() {
                     assert!(seen.looks_like_dispatcher());
                     assert_eq!(seen.serial, dispatcher.certificate().serial);
                     let seen = peer_identity(&o.client).unwrap();
-                    assert!(seen.names_agent(&AgentName::new("web1").unwrap()));
+                    assert!(seen.names_agent(&web1));
                     assert_eq!(seen.serial, agent.certificate().serial);
                     assert_eq!(o.client.tls13_tickets_received(), 0);
                 }
@@ -202,12 +202,17 @@ fn another_ca_of_the_same_name_is_refused_on_both_sides() {
             let o = shake(
                 client_of_versions(
                     &identity(&foreign, &dispatcher),
-                    &[ca.clone()],
+                    std::slice::from_ref(&ca),
                     soon(),
                     &[version],
                 )
                 .unwrap(),
-                server_config(&identity(&openssl, &agent), &[ca.clone()], soon()).unwrap(),
+                server_config(
+                    &identity(&openssl, &agent),
+                    std::slice::from_ref(&ca),
+                    soon(),
+                )
+                .unwrap(),
             );
             assert_eq!(o.server_failure(), TlsFailure::UnknownIssuer, "{suffix}");
             assert_eq!(o.client_failure(), told);
@@ -528,14 +533,7 @@ fn there_is_no_tls_without_a_ca() {
 #[test]
 fn a_client_of_openssl_is_served() {
     let openssl = OpenSsl::new();
-    let ca = Authority::create(
-        openssl.dir(),
-        KeyType::EcdsaP256,
-        DEFAULT_CN,
-        DEFAULT_CA_DAYS,
-        system(),
-    )
-    .unwrap();
+    let ca = new_ca(openssl.dir());
     let agent = ours(&ca, KeyType::EcdsaP256, "web1");
     openssl.make_leaf(
         "old",
