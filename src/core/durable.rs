@@ -351,4 +351,16 @@ mod tests {
         drop(held);
         assert!(Lock::exclusive(&path, 0o600, patience).is_ok());
     }
+
+    #[test]
+    fn a_lock_has_exactly_its_mode_and_works_for_who_may_only_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let patience = std::time::Duration::from_millis(30);
+        drop(Lock::exclusive(&path, 0o660, patience).unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o660);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let _held = Lock::exclusive(&path, 0o660, patience).unwrap();
+        assert!(Lock::exclusive(&path, 0o660, patience).is_err());
+    }
 }

@@ -161,7 +161,7 @@ pub fn check_executable(path: &Path) -> Result<Vec<String>, OpenError> {
         rustix::fs::CWD,
         path,
         rustix::fs::Access::EXEC_OK,
-        rustix::fs::AtFlags::EACCESS,
+        rustix::fs::AtFlags::empty(),
     )
     .map_err(|_| OpenError::NotExecutable {
         path: path.to_owned(),

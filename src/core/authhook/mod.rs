@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use crate::core::clock::Clock;
 use crate::core::config::HookConfig;
 use crate::core::logging::{Action, Priority};
 use crate::core::secure_open::{self, OpenError};
@@ -113,20 +114,20 @@ pub enum Decision {
 
 /// Asks the hook, or decides without one, and writes the `auth` lines (spec/operations.md 11.4).
 ///
-/// Takes at most the hook's timeout plus a second. `timestamp` is the present time, `YYYY-MM-DDTHH:MM:SSZ`. Must run on a tokio runtime
-/// with I/O and time; when the future is dropped the hook's process group is killed.
+/// Takes at most the hook's timeout plus a second. Must run on a tokio runtime with I/O and time; when the future is dropped the hook's
+/// process group is killed.
 pub async fn authorise(
     hook: Option<&HookConfig>,
     caller: Caller,
     context: &HookContext,
-    timestamp: &str,
+    clock: &Clock,
 ) -> Decision {
     let ruling = match hook {
         None => without_hook(caller, context),
         Some(hook) => {
             let outcome = match secure_open::check_executable(&hook.path) {
                 Err(e) => Outcome::Unusable(e),
-                Ok(_) => match Input::new(context, timestamp) {
+                Ok(_) => match Input::new(context, &clock.iso_now()) {
                     Err(e) => Outcome::Unspeakable(e),
                     Ok(input) => process::run(hook, &input).await,
                 },

@@ -36,6 +36,10 @@ fn run_context() -> HookContext {
     context
 }
 
+fn clock() -> Clock {
+    Clock::fixed(crate::core::clock::parse_iso(NOW).unwrap())
+}
+
 fn block_on<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -45,7 +49,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 }
 
 fn ask(hook: &HookConfig, context: &HookContext) -> Decision {
-    block_on(authorise(Some(hook), Caller::Agent, context, NOW))
+    block_on(authorise(Some(hook), Caller::Agent, context, &clock()))
 }
 
 fn deny(reason: &str, code: i32) -> Decision {
@@ -223,7 +227,8 @@ fn a_dropped_question_kills_the_whole_group() {
         hook("sleep 600 & echo $! > \"$out/pid.tmp\"; mv \"$out/pid.tmp\" \"$out/pid\"; wait");
     block_on(async {
         let context = run_context();
-        let question = authorise(Some(&hook.config), Caller::Agent, &context, NOW);
+        let clock = clock();
+        let question = authorise(Some(&hook.config), Caller::Agent, &context, &clock);
         let started = async {
             while !hook.dir.path().join("pid").exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -314,7 +319,7 @@ fn without_a_hook_the_caller_decides() {
             None,
             Caller::Api { default_allow },
             &context,
-            NOW
+            &clock()
         )),
         no.decision
     );

@@ -3,38 +3,9 @@
 use std::path::Path;
 
 use super::{MAX_FILE, TrustError};
+use crate::core::pki::identity::PeerIdentity;
 use crate::core::secure_open::{self, Trust};
 use crate::core::types::{DispatcherId, Serial};
-
-/// Role that a certificate carries. Those of the original carry none.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum CallerRole {
-    Agent,
-    Dispatcher,
-}
-
-/// What the map needs to know of an authenticated peer.
-#[derive(Clone, Copy, Debug)]
-pub struct Caller<'a> {
-    pub serial: &'a Serial,
-    pub common_name: Option<&'a str>,
-    pub role: Option<CallerRole>,
-}
-
-/// Common names of dispatcher certificates without a role; the second is from before 0.8.
-const DISPATCHER_NAMES: [&str; 2] = ["ctrl-exec-dispatcher", "ctrl-exec"];
-
-impl Caller<'_> {
-    /// Whether this cannot be an ordinary agent. An explicit role beats the name.
-    fn can_be_dispatcher(&self) -> bool {
-        match self.role {
-            Some(role) => role == CallerRole::Dispatcher,
-            None => self
-                .common_name
-                .is_some_and(|cn| DISPATCHER_NAMES.contains(&cn)),
-        }
-    }
-}
 
 /// One valid line.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -77,16 +48,16 @@ impl TrustMap {
         map
     }
 
-    /// The identity of a caller, or `None`: not trusted.
+    /// The identity of an authenticated peer, or `None`: not trusted.
     ///
-    /// A stored serial counts when it is the caller's true serial, or failing that the text that a Perl dispatcher makes of it. That text
-    /// can stand for two certificates, so in any case the caller must not be an ordinary agent. Later lines win.
-    pub fn lookup(&self, caller: &Caller<'_>) -> Option<&DispatcherId> {
-        if caller.serial.as_bytes().is_empty() || !caller.can_be_dispatcher() {
+    /// A stored serial counts when it is the peer's true serial, or failing that the text that a Perl dispatcher makes of it. That text
+    /// can stand for two certificates, so in any case the peer must not be an ordinary agent. Later lines win.
+    pub fn lookup(&self, peer: &PeerIdentity) -> Option<&DispatcherId> {
+        if peer.serial.as_bytes().is_empty() || !peer.looks_like_dispatcher() {
             return None;
         }
-        self.find(&caller.serial.to_string())
-            .or_else(|| self.find(&caller.serial.legacy()))
+        self.find(&peer.serial.to_string())
+            .or_else(|| self.find(&peer.serial.legacy()))
     }
 
     fn find(&self, serial: &str) -> Option<&DispatcherId> {
@@ -141,21 +112,22 @@ pub(super) fn parse_line(line: &[u8]) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::pki::cert::{Role, Version};
     use proptest::prelude::*;
 
-    fn serial(hex: &str) -> Serial {
-        Serial::parse_hex(hex).unwrap()
-    }
-
-    fn lookup(map: &str, live: &str, cn: Option<&str>, role: Option<CallerRole>) -> Option<String> {
-        let serial = serial(live);
-        let caller = Caller {
-            serial: &serial,
-            common_name: cn,
+    fn lookup(map: &str, live: &str, cn: Option<&str>, role: Option<Role>) -> Option<String> {
+        let peer = PeerIdentity {
+            serial: Serial::parse_hex(live).unwrap(),
+            common_name: cn.map(str::to_owned),
             role,
+            role_id: None,
+            dns_names: Vec::new(),
+            version: Version::V1,
+            spki_sha256: String::new(),
+            fingerprint: String::new(),
         };
         let map = TrustMap::parse(map.as_bytes());
-        map.lookup(&caller).map(ToString::to_string)
+        map.lookup(&peer).map(ToString::to_string)
     }
 
     fn old_dispatcher(map: &str, live: &str) -> Option<String> {
@@ -237,13 +209,13 @@ mod tests {
                 (Some("web01"), None),
                 (None, None),
                 (Some("CTRL-EXEC-DISPATCHER"), None),
-                (Some("ctrl-exec-dispatcher"), Some(CallerRole::Agent)),
-                (Some("ctrl-exec"), Some(CallerRole::Agent)),
+                (Some("ctrl-exec-dispatcher"), Some(Role::Agent)),
+                (Some("ctrl-exec"), Some(Role::Agent)),
             ] {
                 assert_eq!(lookup("c main\n12 main\n", live, cn, role), None);
             }
         }
-        let dispatcher = Some(CallerRole::Dispatcher);
+        let dispatcher = Some(Role::Dispatcher);
         assert_eq!(
             lookup("c main", "c", None, dispatcher).as_deref(),
             Some("main")

@@ -4,7 +4,7 @@ mod map;
 mod revocation;
 mod store;
 
-pub use map::{Caller, CallerRole, Entry, TrustMap};
+pub use map::{Entry, TrustMap};
 pub use revocation::RevocationList;
 pub use store::{add, remove};
 
