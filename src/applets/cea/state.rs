@@ -17,10 +17,10 @@ use crate::core::config::diagnostics::Diagnostic;
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::hostname;
 use crate::core::logging::Action;
-use crate::core::pki::{PeerIdentity, Role};
+use crate::core::pki::PeerIdentity;
 use crate::core::profile::schema::Schema;
 use crate::core::tls;
-use crate::core::trust::{Caller, CallerRole, RevocationList, TrustMap};
+use crate::core::trust::{RevocationList, TrustMap};
 use crate::core::types::{DispatcherId, ScriptName};
 
 /// Everything that is read from disk. A request uses one of these from its beginning to its end.
@@ -76,7 +76,15 @@ impl Snapshot {
                 .field("REASON", "file not found - no serials revoked")
                 .info();
         }
+        if let Some(list) = &revoked {
+            warn_of_lines(list.skipped(), &config.revoked_serials, "no serial");
+        }
         let trust = TrustMap::load(&config.trusted_dispatchers_path).map_err(|e| unusable(&e))?;
+        warn_of_lines(
+            trust.skipped(),
+            &config.trusted_dispatchers_path,
+            "no serial and dispatcher id",
+        );
 
         if let Some((what, path)) = missing(&config) {
             return Err(LoadError::Unpaired {
@@ -114,14 +122,7 @@ impl Snapshot {
 impl Snapshot {
     /// Which dispatcher a peer is; `None` for everybody who is not trusted.
     pub(super) fn dispatcher(&self, peer: &PeerIdentity) -> Option<&DispatcherId> {
-        self.trust.lookup(&Caller {
-            serial: &peer.serial,
-            common_name: peer.common_name.as_deref(),
-            role: peer.role.map(|role| match role {
-                Role::Agent => CallerRole::Agent,
-                Role::Dispatcher => CallerRole::Dispatcher,
-            }),
-        })
+        self.trust.lookup(peer)
     }
 }
 
@@ -139,6 +140,21 @@ pub(super) fn missing(config: &AgentConfig) -> Option<(&'static str, &Path)> {
 fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
         complain!("{warning}");
+    }
+}
+
+/// A line that says nothing is a serial that somebody believes revoked or trusted.
+fn warn_of_lines(lines: &[usize], path: &Path, lacking: &str) {
+    if let Some(first) = lines.first() {
+        let count = lines.len();
+        complain!(
+            "Warning: '{}': {count} line(s) ignored because they hold {lacking}, the first is line {first}.",
+            path.display()
+        );
+        Action::new("config-warn")
+            .field("KEY", path.display())
+            .field("MSG", format!("line {first} holds {lacking} - ignored"))
+            .warning();
     }
 }
 

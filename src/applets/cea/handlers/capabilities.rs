@@ -10,7 +10,7 @@ use crate::applets::VERSION;
 use crate::applets::cea::gate::Caller;
 use crate::applets::cea::state::{Agent, Snapshot};
 use crate::applets::cea::{reply, scripts};
-use crate::core::authhook::{self, Decision, HookContext};
+use crate::core::authhook::{self, Decision, HookAction, HookContext};
 use crate::core::config::ScriptEntry;
 use crate::core::logging::Action;
 use crate::core::profile;
@@ -20,11 +20,10 @@ use crate::core::wire::{Capabilities, ScriptCapability, errors};
 pub(super) async fn handle(State(agent): State<Arc<Agent>>, caller: Caller) -> Response {
     let snapshot = &caller.snapshot;
     let context = HookContext {
-        action: "discovery",
         source_ip: caller.peer.address.to_string(),
         dispatcher: caller.dispatcher.to_string(),
         dispatcher_serial: caller.peer.serial(),
-        ..HookContext::default()
+        ..HookContext::new(HookAction::Discovery)
     };
     let hook = snapshot.config.auth_hook.as_ref();
     let decision =

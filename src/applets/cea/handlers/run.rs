@@ -11,7 +11,7 @@ use crate::applets::cea::gate::{Caller, Payload};
 use crate::applets::cea::lenient::{self, BadRun, RunRequest};
 use crate::applets::cea::reply;
 use crate::applets::cea::state::Agent;
-use crate::core::authhook::{self, Decision, HookContext};
+use crate::core::authhook::{self, Decision, HookAction, HookContext};
 use crate::core::exec::executor_client::{ExecutorRequest, run_by_executor};
 use crate::core::exec::runner::{RunSpec, run_script, script_environment};
 use crate::core::exec::{Outcome, lossy};
@@ -110,7 +110,6 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Res
     })?;
 
     let context = HookContext {
-        action: "run",
         script: request.script.clone(),
         args: request.args.clone(),
         username: request.username.clone(),
@@ -118,7 +117,7 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Res
         source_ip: caller.peer.address.to_string(),
         dispatcher: caller.dispatcher.to_string(),
         dispatcher_serial: caller.peer.serial(),
-        ..HookContext::default()
+        ..HookContext::new(HookAction::Run)
     };
     let hook = snapshot.config.auth_hook.as_ref();
     match authhook::authorise(hook, authhook::Caller::Agent, &context, &snapshot.clock).await {
