@@ -157,13 +157,13 @@ struct EditArgs {
     /// port of the agent
     #[argh(option)]
     agent_port: Option<String>,
-    /// connect to the 'ip' or to the 'hostname'
+    /// connect to the ip or to the hostname
     #[argh(option)]
     lookup_by: Option<String>,
     /// name that the agent's certificate carries, if it is not the registry name
     #[argh(option)]
     cert_name: Option<String>,
-    /// 'strict' (default): the certificate must be this host's; 'off': any agent of this CA may answer
+    /// strict (default): the certificate must be this host's; off: any agent of this CA may answer
     #[argh(option)]
     peer_check: Option<String>,
     /// registry name of the host

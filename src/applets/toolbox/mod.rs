@@ -13,11 +13,18 @@ type Tool = (
 );
 
 /// Word, summary, entry.
-static TOOLS: &[Tool] = &[(
-    "links",
-    "create the symbolic links of all program names",
-    links::main,
-)];
+static TOOLS: &[Tool] = &[
+    (
+        "demo",
+        "pair two hosts in a temporary folder and run scripts, step by step",
+        demo::main,
+    ),
+    (
+        "links",
+        "create the symbolic links of all program names",
+        links::main,
+    ),
+];
 
 pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     let Some(word) = args.first() else {

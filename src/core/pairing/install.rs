@@ -75,7 +75,10 @@ impl Owners {
     }
 
     fn of_files(self) -> Owner {
-        Owner { uid: None, gid: self.group }
+        Owner {
+            uid: None,
+            gid: self.group,
+        }
     }
 
     fn of_state(self) -> Owner {
@@ -111,19 +114,29 @@ pub fn check_writable(targets: &Targets, owners: Owners) -> Result<(), InstallEr
         (&targets.map, owners.of_state()),
     ] {
         let Some(dir) = path.parent() else { continue };
-        let refused = |source| InstallError::NotWritable { path: dir.to_owned(), source };
+        let refused = |source| InstallError::NotWritable {
+            path: dir.to_owned(),
+            source,
+        };
         if !dir.exists() {
             durable::create_dir(dir, 0o750).map_err(|e| match e {
                 DurableError::Create { source, .. } => refused(source),
                 other => other.into(),
             })?;
             if owner != Owner::default() {
-                std::os::unix::fs::chown(dir, owner.uid, owner.gid)
-                    .map_err(|source| InstallError::StateOwner { path: dir.to_owned(), source })?;
+                std::os::unix::fs::chown(dir, owner.uid, owner.gid).map_err(|source| {
+                    InstallError::StateOwner {
+                        path: dir.to_owned(),
+                        source,
+                    }
+                })?;
             }
         }
-        rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
-            .map_err(|e| refused(e.into()))?;
+        rustix::fs::access(
+            dir,
+            rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+        )
+        .map_err(|e| refused(e.into()))?;
     }
     Ok(())
 }
@@ -180,8 +193,16 @@ impl<'a> Installation<'a> {
         let owner = owners.of_files();
         let prepare = |path: &Path, bytes: &[u8], mode| durable::prepare(path, bytes, mode, owner);
         Ok(Self {
-            key: Some(prepare(&targets.key, key.to_pkcs8_pem().expose().as_bytes(), 0o640)?),
-            ca: Some(prepare(&targets.ca, accepted.ca.to_pem().as_bytes(), 0o644)?),
+            key: Some(prepare(
+                &targets.key,
+                key.to_pkcs8_pem().expose().as_bytes(),
+                0o640,
+            )?),
+            ca: Some(prepare(
+                &targets.ca,
+                accepted.ca.to_pem().as_bytes(),
+                0o644,
+            )?),
             certificate: Some(prepare(
                 &targets.cert,
                 accepted.certificate.to_pem().as_bytes(),
@@ -252,7 +273,11 @@ mod tests {
     enum Found {
         NotPaired,
         /// Key, certificate and CA fit, and the map knows that many dispatchers.
-        Paired { ca: Vec<u8>, cert: Vec<u8>, trusted: usize },
+        Paired {
+            ca: Vec<u8>,
+            cert: Vec<u8>,
+            trusted: usize,
+        },
         Broken,
     }
 
@@ -299,9 +324,11 @@ mod tests {
 
         fn look(&self) -> Found {
             let read = |path: &Path| std::fs::read(path).ok();
-            let (Some(cert), Some(key), Some(ca)) =
-                (read(&self.targets.cert), read(&self.targets.key), read(&self.targets.ca))
-            else {
+            let (Some(cert), Some(key), Some(ca)) = (
+                read(&self.targets.cert),
+                read(&self.targets.key),
+                read(&self.targets.ca),
+            ) else {
                 return Found::NotPaired;
             };
             let own = Certificate::from_pem(&cert).unwrap();
@@ -363,7 +390,12 @@ mod tests {
         assert_eq!(mode(&host.targets.ca), 0o644);
         assert_eq!(mode(&host.targets.map), 0o644);
         assert_eq!(mode(&host.dir.path().join("var")), 0o750);
-        assert_eq!(std::fs::read_dir(host.dir.path().join("etc")).unwrap().count(), 3);
+        assert_eq!(
+            std::fs::read_dir(host.dir.path().join("etc"))
+                .unwrap()
+                .count(),
+            3
+        );
     }
 
     #[test]
@@ -377,7 +409,10 @@ mod tests {
 
         let (key, again) = host.accept(&fleet, Some(fleet.ca()));
         host.install(&key, &again, usize::MAX);
-        assert_eq!(TrustMap::load(&host.targets.map).unwrap().entries().len(), 2);
+        assert_eq!(
+            TrustMap::load(&host.targets.map).unwrap().entries().len(),
+            2
+        );
         // The dispatcher was renamed since: its serial gets the new id.
         let renamed = Accepted {
             dispatcher: crate::core::types::DispatcherId::new("renamed").unwrap(),
@@ -387,7 +422,10 @@ mod tests {
         let map = TrustMap::load(&host.targets.map).unwrap();
         let ids: Vec<&str> = map.entries().iter().map(|e| e.id.as_str()).collect();
         assert_eq!(ids.len(), 2, "{ids:?}");
-        assert!(ids.contains(&"renamed") && ids.contains(&"second"), "{ids:?}");
+        assert!(
+            ids.contains(&"renamed") && ids.contains(&"second"),
+            "{ids:?}"
+        );
 
         let (key, moved) = host.accept(&other, Some(fleet.ca()));
         host.install(&key, &moved, usize::MAX);

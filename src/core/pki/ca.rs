@@ -12,6 +12,7 @@ use super::policy::{self, Failed, Leaf};
 use super::serial_file::{SerialFile, random_serial};
 use crate::core::clock::Clock;
 use crate::core::durable::{self, DurableError, Owner};
+use crate::core::secure_open::{self, OpenError, Trust};
 use crate::core::types::{self, AgentName, DispatcherId};
 
 /// Subject CN of a CA unless the operator gives one.
@@ -33,8 +34,8 @@ pub enum CaError {
     Exists(PathBuf),
     #[error("CA {what} not found at '{}' - run setup-ca first", .path.display())]
     Missing { what: &'static str, path: PathBuf },
-    #[error("cannot read '{}': {source}", .path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Open(OpenError),
     #[error("'{}': {source}", .path.display())]
     Key { path: PathBuf, source: KeyError },
     #[error("'{}': {source}", .path.display())]
@@ -138,17 +139,16 @@ impl Authority {
     /// A file is missing or unreadable, the key does not belong to the certificate, or its name is one that we cannot reproduce.
     pub fn load(dir: &Path, clock: Clock) -> Result<Self, CaError> {
         let (key_path, cert_path) = (dir.join(KEY_FILE), dir.join(CERT_FILE));
-        let key_pem = zeroize::Zeroizing::new(read(&key_path, "key")?);
+        let key_pem = zeroize::Zeroizing::new(read(&key_path, "key", Trust::Secret)?);
         let key = PrivateKey::from_pem(&key_pem).map_err(|source| CaError::Key {
             path: key_path.clone(),
             source,
         })?;
-        let certificate = Certificate::from_pem(&read(&cert_path, "cert")?).map_err(|source| {
-            CaError::Certificate {
+        let certificate = Certificate::from_pem(&read(&cert_path, "cert", Trust::Public)?)
+            .map_err(|source| CaError::Certificate {
                 path: cert_path.clone(),
                 source,
-            }
-        })?;
+            })?;
         if key.spki_der() != certificate.spki {
             return Err(CaError::Mismatch {
                 key: key_path,
@@ -286,24 +286,17 @@ fn dates(days: u32, clock: &Clock) -> Result<(i64, i64), CaError> {
     Ok((now - DAY, now + i64::from(days) * DAY))
 }
 
-fn read(path: &Path, what: &'static str) -> Result<Vec<u8>, CaError> {
-    use io::Read as _;
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => CaError::Missing {
-            what,
-            path: path.to_owned(),
-        },
-        _ => CaError::Read {
-            path: path.to_owned(),
-            source,
-        },
-    };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_FILE_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    Ok(bytes)
+fn read(path: &Path, what: &'static str, trust: Trust) -> Result<Vec<u8>, CaError> {
+    secure_open::read_trusted(path, MAX_FILE_BYTES, trust).map_err(|source| {
+        if source.is_not_found() {
+            CaError::Missing {
+                what,
+                path: path.to_owned(),
+            }
+        } else {
+            CaError::Open(source)
+        }
+    })
 }
 
 #[cfg(test)]
@@ -314,6 +307,7 @@ mod tests {
     use crate::core::pki::csr;
     use crate::core::pki::fixtures::OpenSsl;
     use crate::core::pki::fixtures::{LeafVersion, OpenSsl, agent, new_ca, request};
+    use crate::core::secure_open::{self, OpenError, Trust};
     use crate::core::types::Serial;
     use std::os::unix::fs::MetadataExt as _;
 

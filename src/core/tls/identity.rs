@@ -1,6 +1,5 @@
 //! What we present: a certificate chain and its key.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::CertificateDer;
@@ -9,14 +8,15 @@ use rustls::sign::CertifiedKey;
 use crate::core::pki::cert::CertError;
 use crate::core::pki::keys::KeyError;
 use crate::core::pki::{Certificate, PrivateKey};
+use crate::core::secure_open::{self, OpenError, Trust};
 
 const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// Why TLS cannot be set up, or a peer not be named.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    #[error("cannot read '{}': {source}", .path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Open(OpenError),
     #[error("'{}': {source}", .path.display())]
     Certificate { path: PathBuf, source: CertError },
     #[error("'{}': {source}", .path.display())]
@@ -41,13 +41,13 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads both files. Neither owner nor mode is judged here.
+    /// Opens, judges and reads both files: the key must be closed to others.
     ///
     /// # Errors
     /// A file cannot be read, or as [`from_pem`](Self::from_pem).
     pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let certificate_pem = read(certificate)?;
-        let key_pem = zeroize::Zeroizing::new(read(key)?);
+        let certificate_pem = read(certificate, Trust::Public)?;
+        let key_pem = zeroize::Zeroizing::new(read(key, Trust::Secret)?);
         Self::from_pem(&certificate_pem, certificate, &key_pem, key)
     }
 
@@ -102,16 +102,6 @@ impl Identity {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    use io::Read as _;
-    let failed = |source| TlsError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_FILE_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    Ok(bytes)
+fn read(path: &Path, trust: Trust) -> Result<Vec<u8>, TlsError> {
+    secure_open::read_trusted(path, MAX_FILE_BYTES, trust).map_err(TlsError::Open)
 }
