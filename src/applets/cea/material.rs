@@ -15,9 +15,7 @@ const MAX_FILE: u64 = 256 * 1024;
 /// # Errors
 /// A sentence for the operator: a file that cannot be read or must not be trusted, or the two do not belong together.
 pub(super) fn identity(config: &AgentConfig) -> Result<Identity, String> {
-    let certificate = read(&config.cert, Trust::Public)?;
-    let key = zeroize::Zeroizing::new(read(&config.key, Trust::Secret)?);
-    Identity::from_pem(&certificate, &config.cert, &key, &config.key).map_err(|e| e.to_string())
+    Identity::load(&config.cert, &config.key).map_err(|e| e.to_string())
 }
 
 /// The certificates of the CA that is trusted; more than one while a CA is replaced.
@@ -25,7 +23,8 @@ pub(super) fn identity(config: &AgentConfig) -> Result<Identity, String> {
 /// # Errors
 /// As [`identity`].
 pub(super) fn authorities(config: &AgentConfig) -> Result<Vec<Certificate>, String> {
-    let pem = read(&config.ca, Trust::Public)?;
+    let pem = secure_open::read_trusted(&config.ca, MAX_FILE, Trust::Public)
+        .map_err(|e| e.to_string())?;
     Certificate::all_from_pem(&pem).map_err(|e| format!("'{}': {e}", config.ca.display()))
 }
 
@@ -36,8 +35,4 @@ pub(super) fn authorities(config: &AgentConfig) -> Result<Vec<Certificate>, Stri
 pub(super) fn shown(path: &Path) -> Result<Certificate, String> {
     let pem = secure_open::read_bounded(path, MAX_FILE).map_err(|e| e.to_string())?;
     Certificate::from_pem(&pem).map_err(|e| format!("'{}': {e}", path.display()))
-}
-
-fn read(path: &Path, trust: Trust) -> Result<Vec<u8>, String> {
-    secure_open::read_trusted(path, MAX_FILE, trust).map_err(|e| e.to_string())
 }

@@ -140,7 +140,7 @@ pub(crate) async fn authorise(
         config.auth_hook.as_ref(),
         Caller::Cli,
         &context,
-        &clock(config).iso_now(),
+        &clock(config),
     )
     .await
 }
