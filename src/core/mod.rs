@@ -5,6 +5,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod durable;
+pub mod exec;
 pub mod hostname;
 pub mod listen;
 pub mod logging;
