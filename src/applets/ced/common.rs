@@ -93,8 +93,11 @@ pub(crate) fn resolve(
             wire::MAX_HOSTS
         )));
     }
-    registry::resolve(hosts, &Registry::new(config.registry_dir.clone()), port)
-        .map_err(|e| AppError::failed(e.to_string()))
+    registry::resolve(hosts, &Registry::new(config.registry_dir.clone()), port).map_err(|e| {
+        AppError::failed(format!(
+            "Error: {e}\nOnly registered agents can be addressed; 'ced list-agents' shows them."
+        ))
+    })
 }
 
 /// Who calls, as the hook and the agents are told (spec/dispatcher.md 1.2).

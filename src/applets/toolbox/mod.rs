@@ -1,5 +1,6 @@
 //! The bare `ctrl-exec` name: what concerns the binary itself. Any other word is a verb of the dispatcher.
 
+mod config;
 mod demo;
 mod links;
 
@@ -14,6 +15,11 @@ type Tool = (
 
 /// Word, summary, entry.
 static TOOLS: &[Tool] = &[
+    (
+        "config",
+        "check a configuration file, or print it as TOML",
+        config::main,
+    ),
     (
         "demo",
         "pair two hosts in a temporary folder and run scripts, step by step",

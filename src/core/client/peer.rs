@@ -42,3 +42,77 @@ pub fn check(record: &AgentRecord, peer: &PeerIdentity) -> Result<(), String> {
          ced edit-agent {name} --peer-check off"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::pki::{Role, Version};
+    use crate::core::types::{AgentName, Serial};
+
+    fn peer(cn: &str, role: Option<Role>) -> PeerIdentity {
+        PeerIdentity {
+            serial: Serial::from_be_bytes(&[7]),
+            common_name: Some(cn.to_owned()),
+            role,
+            role_id: None,
+            dns_names: Vec::new(),
+            version: Version::V3,
+            spki_sha256: "aa".to_owned(),
+            fingerprint: "bb".to_owned(),
+        }
+    }
+
+    fn record(name: &str) -> AgentRecord {
+        AgentRecord::new(AgentName::new(name).unwrap())
+    }
+
+    #[test]
+    fn only_the_certificate_of_the_agent_addressed_will_do() {
+        assert_eq!(check(&record("web1"), &peer("web1", None)), Ok(()));
+        assert_eq!(
+            check(&record("web1"), &peer("web1", Some(Role::Agent))),
+            Ok(())
+        );
+        let error = check(&record("web1"), &peer("db1", Some(Role::Agent))).unwrap_err();
+        assert!(
+            error.contains("certificate of 'db1'") && error.contains("--cert-name db1"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_dns_name_a_recorded_name_or_a_pinned_key_will_do() {
+        let mut by_dns = peer("x", None);
+        by_dns.dns_names = vec!["web1".to_owned()];
+        assert_eq!(check(&record("web1"), &by_dns), Ok(()));
+
+        let mut renamed = record("web1");
+        renamed.cert_cn = Some("old-name".to_owned());
+        assert_eq!(check(&renamed, &peer("old-name", None)), Ok(()));
+        assert!(
+            check(&renamed, &peer("web1", None)).is_err(),
+            "the recorded name replaces the registry name"
+        );
+
+        let mut pinned = record("web1");
+        pinned.cert_spki = Some("aa".to_owned());
+        assert_eq!(check(&pinned, &peer("anything", None)), Ok(()));
+        pinned.cert_spki = Some("ab".to_owned());
+        assert!(check(&pinned, &peer("anything", None)).is_err());
+    }
+
+    #[test]
+    fn the_check_can_be_switched_off_but_a_dispatcher_is_never_an_agent() {
+        let mut lax = record("web1");
+        lax.peer_check = PeerCheck::Off;
+        assert_eq!(check(&lax, &peer("db1", None)), Ok(()));
+        assert!(check(&lax, &peer("ctrl-exec-dispatcher", None)).is_err());
+        assert!(check(&lax, &peer("web1", Some(Role::Dispatcher))).is_err());
+    }
+
+    #[test]
+    fn a_hostile_name_does_not_reach_the_terminal_as_it_is() {
+        let error = check(&record("web1"), &peer("\u{1b}[2J", None)).unwrap_err();
+        assert!(!error.contains('\u{1b}'), "{error:?}");
+    }
+}

@@ -37,7 +37,10 @@ impl OpenSsl {
     }
 
     pub(crate) fn write(&self, name: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
         std::fs::write(self.path(name), text).unwrap();
+        // Keys that others can read are refused.
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// Runs `openssl` with blank-separated words; `+` within a word stands for a blank.
