@@ -6,6 +6,7 @@ use crate::applets::{AppError, Context, Exit};
 
 /// The options of the mode as they were typed; none is checked yet.
 #[derive(Clone, Debug, Default)]
+#[allow(dead_code, reason = "the pairing client reads them")]
 pub(super) struct Options {
     pub(super) config: Option<PathBuf>,
     pub(super) dispatcher: Option<String>,
