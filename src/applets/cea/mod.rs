@@ -10,6 +10,7 @@ mod lenient;
 mod listener;
 mod material;
 mod notify;
+mod pairing;
 mod patience;
 mod reply;
 mod scripts;
@@ -58,6 +59,11 @@ static MODES: &[Mode] = &[
         name: "serve",
         summary: Some("run the agent in the foreground"),
         entry: |context, files, _| serve::serve(context, files),
+    },
+    Mode {
+        name: "request-pairing",
+        summary: Some("ask a dispatcher to pair this host (needs --dispatcher HOST)"),
+        entry: |context, _, words| pairing::request(context, &pairing_options(words)),
     },
     Mode {
         name: "pairing-status",
@@ -117,20 +123,27 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     (mode.entry)(context, &files(&words), &words)
 }
 
+/// The value of an option; as in the original, the last one of a repeated option counts.
+fn value(words: &cli::Words, name: &str) -> Option<String> {
+    let given = words.options.iter().rfind(|(option, _)| *option == name);
+    given.and_then(|(_, value)| value.clone())
+}
+
 fn files(words: &cli::Words) -> Files {
-    // As in the original, the last one of a repeated option counts.
-    let last = |name| {
-        words
-            .options
-            .iter()
-            .rev()
-            .find(|(option, _)| *option == name)
-            .and_then(|(_, value)| value.clone())
-            .map(PathBuf::from)
-    };
     Files {
-        config: last("config"),
-        allowlist: last("allowlist"),
+        config: value(words, "config").map(PathBuf::from),
+        allowlist: value(words, "allowlist").map(PathBuf::from),
+    }
+}
+
+fn pairing_options(words: &cli::Words) -> pairing::Options {
+    pairing::Options {
+        config: value(words, "config").map(PathBuf::from),
+        dispatcher: value(words, "dispatcher"),
+        port: value(words, "port"),
+        background: words.options.iter().any(|(name, _)| *name == "background"),
+        timeout: value(words, "timeout"),
+        lookup_by: value(words, "lookup-by"),
     }
 }
 
@@ -148,6 +161,11 @@ fn usage() -> String {
         "\nOptions:\n\
          \x20 --config FILE      configuration (default /etc/ctrl-exec-agent/agent.toml, else agent.conf)\n\
          \x20 --allowlist FILE   scripts that may run (default scripts.toml beside it, else scripts.conf)\n\
+         \x20 --dispatcher HOST  request-pairing: the dispatcher to ask\n\
+         \x20 --port N           request-pairing: its pairing port (default 7444)\n\
+         \x20 --background       request-pairing: print the request id and wait in the background\n\
+         \x20 --timeout N        request-pairing --background: longest wait, 1 to 600 s (default 30)\n\
+         \x20 --lookup-by KIND   request-pairing: 'ip' or 'hostname', how the dispatcher shall reach this host\n\
          \x20 --root DIR         prefix of every system path\n\
          \x20 --version, --help",
     );

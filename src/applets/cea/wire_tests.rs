@@ -203,6 +203,19 @@ impl Stage {
         TlsConnector::from(config).connect(name, stream).await
     }
 
+    /// Connects without looking at the agent's certificate.
+    async fn dial_as(&self, who: &Identity) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut config = rustls::ClientConfig::clone(&tls::pairing_client_config().unwrap());
+        let with_certificate = tls::client_config(who, &self.cas, Clock::system(0)).unwrap();
+        config.client_auth_cert_resolver = with_certificate.client_auth_cert_resolver.clone();
+        config.alpn_protocols.clear();
+        let stream = TcpStream::connect(self.address).await?;
+        let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST).into());
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+    }
+
     /// Sends bytes as they are and reads to the end of file.
     async fn raw_as(&self, who: &Identity, bytes: &[u8]) -> String {
         let exchange = async {
@@ -436,6 +449,54 @@ fn who_is_not_a_trusted_dispatcher_gets_403_and_nothing_else() {
         let body = vec![b' '; 900_000];
         let (status, answer) = stage.call_as(&other, "POST", "/run", &body).await;
         assert_eq!((status, &answer), (403, &mismatch));
+    });
+}
+
+#[test]
+fn a_stranger_cannot_hold_a_connection() {
+    let fleet = Fleet::new();
+    let stranger = fleet.agent_identity("agent2");
+    fleet.play(|stage| async move {
+        for path in ["/ping", "/nonsense"] {
+            let request =
+                format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}");
+            let answer = stage.raw_as(&stranger, request.as_bytes()).await;
+            assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        }
+    });
+}
+
+#[test]
+fn a_certificate_out_of_its_dates_is_refused_but_is_no_probe() {
+    const LONG_AGO: i64 = 1_600_000_000;
+    let fleet = Fleet::new();
+    let ca_dir = fleet.dir.path().join("old-ca");
+    std::fs::create_dir(&ca_dir).unwrap();
+    let then = Clock::fixed(LONG_AGO);
+    let authority = Authority::create(&ca_dir, KeyType::EcdsaP256, "old CA", 36_500, then).unwrap();
+    let expired = dispatcher_of(&authority, "main");
+    let now = Authority::load(&ca_dir, Clock::system(0)).unwrap();
+    let valid = dispatcher_of(&now, "main");
+    fleet.write("ca.crt", &authority.certificate().to_pem(), 0o644);
+    fleet.trust(&valid, "main");
+    fleet.play(|stage| async move {
+        for _ in 0..10 {
+            if let Ok(mut stream) = stage.dial_as(&expired).await {
+                let mut answer = Vec::new();
+                let _ = timeout(PATIENCE, stream.read_to_end(&mut answer))
+                    .await
+                    .unwrap();
+                assert!(answer.is_empty());
+            }
+        }
+        let mut stream = stage.dial_as(&valid).await.unwrap();
+        stream
+            .write_all(b"POST /ping HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(parse(&answer).0, 200);
     });
 }
 
