@@ -87,6 +87,9 @@ pub fn text_of(cert: &Path) -> String {
 /// A CA directory as `setup-ca` of the original leaves it: `ca.key` 0600, `ca.crt`, `ca.serial`.
 #[derive(Debug)]
 pub struct Authority {
+    /// Where `ca.key`, `ca.crt` and `ca.serial` lie.
+    home: PathBuf,
+    /// Where everything that it issues lies.
     dir: TempDir,
     made: AtomicU32,
     database: Mutex<()>,
@@ -126,14 +129,26 @@ impl Authority {
         ]);
         std::fs::write(dir.path().join("ca.serial"), "01").unwrap();
         Self {
+            home: dir.path().to_owned(),
             dir,
             made: AtomicU32::new(0),
             database: Mutex::new(()),
         }
     }
 
+    /// A CA that exists, for example the one that `ced setup-ca` made; its serial counter is not touched.
+    pub fn at(home: &Path) -> Self {
+        Self {
+            home: home.to_owned(),
+            dir: tempfile::Builder::new().prefix("ce-ca-").tempdir().unwrap(),
+            made: AtomicU32::new(0),
+            database: Mutex::new(()),
+        }
+    }
+
+    /// A file of the CA itself.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.home.join(name)
     }
 
     pub fn cert_pem(&self) -> String {
@@ -146,7 +161,7 @@ impl Authority {
 
     fn fresh(&self, suffix: &str) -> PathBuf {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        self.path(&format!("{number}.{suffix}"))
+        self.dir.path().join(format!("{number}.{suffix}"))
     }
 
     /// Issues a certificate of version 1 with this serial (hex) for a fresh RSA-2048 key.
@@ -220,17 +235,17 @@ impl Authority {
         } else {
             serial.to_owned()
         };
-        std::fs::write(self.path("db.serial"), even).unwrap();
-        std::fs::write(self.path("db"), "").unwrap();
+        std::fs::write(self.dir.path().join("db.serial"), even).unwrap();
+        std::fs::write(self.dir.path().join("db"), "").unwrap();
         std::fs::write(
-            self.path("ca.cnf"),
+            self.dir.path().join("ca.cnf"),
             format!(
                 "[ca]\ndefault_ca = own\n[own]\ndatabase = {0}/db\nserial = {0}/db.serial\nnew_certs_dir = {0}\npolicy = any\nunique_subject = no\n[any]\ncommonName = supplied\n",
                 self.dir.path().display()
             ),
         )
         .unwrap();
-        let config = self.path("ca.cnf");
+        let config = self.dir.path().join("ca.cnf");
         openssl(&[
             "ca",
             "-batch",

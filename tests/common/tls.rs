@@ -113,6 +113,16 @@ impl Client {
         self.stream.flush()
     }
 
+    /// Says that nothing more will be sent; answers can still be read.
+    ///
+    /// # Errors
+    /// The server closed.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.stream.conn.send_close_notify();
+        self.stream.flush()?;
+        self.stream.sock.shutdown(std::net::Shutdown::Write)
+    }
+
     /// Reads until the server closes; a close without close_notify counts as a close.
     ///
     /// # Errors
