@@ -1251,13 +1251,10 @@ fn replies_are_framed_for_simple_parsers() {
         !lower.contains("transfer-encoding") && !lower.contains("content-encoding"),
         "{head}"
     );
-    assert_eq!(
-        body,
-        serde_json::from_str::<Value>(body)
-            .expect("JSON")
-            .to_string()
-            .replace(": ", ":"),
-        "not compact"
+    assert!(serde_json::from_str::<Value>(body).is_ok());
+    assert!(
+        !body.contains("\": ") && !body.contains('\n'),
+        "not compact: {body}"
     );
 }
 
