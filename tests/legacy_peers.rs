@@ -111,6 +111,7 @@ fn our_agent_pairs_with_and_serves_an_old_dispatcher() {
         assert!(map.lines().any(|l| l.ends_with(" old-ctl")), "{map}");
         let agent = Agent::start(&host);
         let agent_port = agent.port().to_string();
+        let ca = ca_dir.join("ca.crt");
         for version in ["1.2", "1.3"] {
             let args = [
                 "call",
@@ -118,7 +119,7 @@ fn our_agent_pairs_with_and_serves_an_old_dispatcher() {
                 version,
                 python::text(&leaf.cert),
                 python::text(&leaf.key),
-                python::text(&ca_dir.join("ca.crt")),
+                python::text(&ca),
             ];
             let body = r#"{"script":"hello","args":["x y"],"reqid":"00112233445566aa","username":"","token":""}"#;
             let answer = python::run(
