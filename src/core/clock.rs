@@ -1,0 +1,199 @@
+//! The wall clock, with a floor for hosts that boot in the past (spec/operations.md 16.1 "Clock").
+//!
+//! Certificates, expiry and time stamps take the time from here; durations and deadlines use the monotonic clock instead.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::UnixTime;
+use time::OffsetDateTime;
+
+/// Where the time comes from. Cheap to clone; made once and handed down.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Clock(Source);
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Source {
+    System { floor: i64 },
+    Fixed(i64),
+}
+
+impl Clock {
+    /// The system's clock, but never earlier than `floor_unix` (seconds since 1970).
+    pub fn system(floor_unix: i64) -> Self {
+        Self(Source::System { floor: floor_unix })
+    }
+
+    /// A clock that stands still at `unix` seconds.
+    pub fn fixed(unix: i64) -> Self {
+        Self(Source::Fixed(unix))
+    }
+
+    /// The system's clock with the newest modification time of `paths` as floor: what we wrote ourselves was not written in the future.
+    ///
+    /// Paths that cannot be read do not count. Hand in only files that nobody else may touch: whoever sets the floor can make
+    /// certificates expire, though never make an expired one valid.
+    pub fn with_floor_from(paths: &[&Path]) -> Self {
+        let modified = |path: &&Path| {
+            let time = std::fs::metadata(path).ok()?.modified().ok()?;
+            Some(unix_seconds(time))
+        };
+        Self::system(paths.iter().filter_map(modified).max().unwrap_or(0))
+    }
+
+    /// Seconds since 1970.
+    pub fn now(&self) -> i64 {
+        match self.0 {
+            Source::System { floor } => unix_seconds(SystemTime::now()).max(floor),
+            Source::Fixed(unix) => unix,
+        }
+    }
+
+    /// Whether the system's clock is behind the floor, so that [`now`](Self::now) is only a lower bound of the real time.
+    pub fn is_behind(&self) -> bool {
+        match self.0 {
+            Source::System { floor } => unix_seconds(SystemTime::now()) < floor,
+            Source::Fixed(_) => false,
+        }
+    }
+
+    /// [`now`](Self::now) as `YYYY-MM-DDTHH:MM:SSZ`.
+    pub fn iso_now(&self) -> String {
+        iso(self.now())
+    }
+}
+
+impl rustls::time_provider::TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix_time(self.now()))
+    }
+}
+
+/// Seconds since 1970 as rustls takes them; before 1970 counts as 1970.
+pub fn unix_time(unix: i64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(unix).unwrap_or(0)))
+}
+
+fn unix_seconds(time: SystemTime) -> i64 {
+    let seconds = |d: Duration| i64::try_from(d.as_secs()).unwrap_or(i64::MAX);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => seconds(after),
+        Err(before) => -seconds(before.duration()),
+    }
+}
+
+/// The calendar time in UTC of `unix` seconds, held within the years that the formats can write.
+pub fn calendar(unix: i64) -> OffsetDateTime {
+    const FIRST: i64 = -62_167_219_200; // 0000-01-01T00:00:00Z
+    const LAST: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
+    OffsetDateTime::from_unix_timestamp(unix.clamp(FIRST, LAST))
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// `YYYY-MM-DDTHH:MM:SSZ`, the only form that the original reads back (spec/dispatcher.md 21.9).
+pub fn iso(unix: i64) -> String {
+    let t = calendar(unix);
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        t.year(),
+        u8::from(t.month()),
+        t.day(),
+        t.hour(),
+        t.minute(),
+        t.second()
+    )
+}
+
+/// Reads exactly the form that [`iso`] writes; anything else is `None`.
+pub fn parse_iso(text: &str) -> Option<i64> {
+    const FORM: &[u8] = b"0000-00-00T00:00:00Z";
+    let bytes = text.as_bytes();
+    let fits = bytes.len() == FORM.len()
+        && bytes.iter().zip(FORM).all(|(b, form)| match form {
+            b'0' => b.is_ascii_digit(),
+            other => b == other,
+        });
+    if !fits {
+        return None;
+    }
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<u16>().ok();
+    let small = |from: usize| u8::try_from(number(from, from + 2)?).ok();
+    unix_of(
+        i32::from(number(0, 4)?),
+        small(5)?,
+        small(8)?,
+        (small(11)?, small(14)?, small(17)?),
+    )
+}
+
+/// Seconds since 1970 of a calendar time in UTC; `None` if there is no such day or time.
+pub fn unix_of(year: i32, month: u8, day: u8, (hour, minute, second): (u8, u8, u8)) -> Option<i64> {
+    let month = time::Month::try_from(month).ok()?;
+    let date = time::Date::from_calendar_date(year, month, day).ok()?;
+    let time = time::Time::from_hms(hour, minute, second).ok()?;
+    Some(OffsetDateTime::new_utc(date, time).unix_timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn time_does_not_fall_below_the_floor() {
+        let floor = 4_102_444_800; // 2100
+        let clock = Clock::system(floor);
+        assert_eq!(clock.now(), floor);
+        assert!(clock.is_behind());
+        assert!(Clock::system(0).now() > 1_700_000_000);
+        assert!(!Clock::system(0).is_behind());
+    }
+
+    #[test]
+    fn the_floor_is_the_newest_readable_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        for (path, unix) in [(&old, 1_000_u64), (&new, 4_102_444_800)] {
+            let file = std::fs::File::create(path).unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(unix))
+                .unwrap();
+        }
+        let clock = Clock::with_floor_from(&[&old, &new, &dir.path().join("absent")]);
+        assert_eq!(clock.now(), 4_102_444_800);
+        assert!(!Clock::with_floor_from(&[&old]).is_behind());
+    }
+
+    #[test]
+    fn iso_form_is_exact() {
+        assert_eq!(iso(0), "1970-01-01T00:00:00Z");
+        assert_eq!(iso(1_843_921_680), "2028-06-06T16:28:00Z");
+        assert_eq!(Clock::fixed(951_827_696).iso_now(), "2000-02-29T12:34:56Z");
+        for bad in [
+            "",
+            "2028-06-06",
+            "2028-06-06T16:28:00",
+            "2028-06-06 16:28:00Z",
+            "2028-06-06T16:28:00+00:00",
+            "2028-06-06T16:28:00.0Z",
+            "2028-02-30T00:00:00Z",
+            "2028-06-06T24:00:00Z",
+            "+028-06-06T16:28:00Z",
+            "2028-06-06T16:28:00Z\n",
+        ] {
+            assert_eq!(parse_iso(bad), None, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn iso_round_trips(unix in 0_i64..253_402_300_799) {
+            prop_assert_eq!(parse_iso(&iso(unix)), Some(unix));
+        }
+
+        #[test]
+        fn any_text_and_any_second_is_survived(text in "\\PC{0,30}", unix in any::<i64>()) {
+            let _ = parse_iso(&text);
+            prop_assert!(parse_iso(&iso(unix)).is_some());
+        }
+    }
+}
