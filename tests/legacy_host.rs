@@ -366,7 +366,7 @@ fn the_certificate_must_be_the_addressed_hosts_also_among_old_ones() {
     fleet
         .ced(&["run", "web02.test", "hello"])
         .expect_code(1)
-        .out_has("ctrl-exec-dispatcher");
+        .out_has("belongs to a dispatcher, not to an agent");
 }
 
 #[test]
