@@ -300,7 +300,7 @@ fn the_context_is_complete_and_a_script_need_not_read_it() {
     );
     assert_eq!(context["peer_ip"], "127.0.0.1");
     assert_eq!(context["reqid"], answer["reqid"]);
-    assert_eq!(context["dispatcher"], "ctl.test");
+    assert_eq!(context["dispatcher"], "ctl");
     let time = context["timestamp"].as_str().expect("timestamp");
     assert!(
         time.len() == 20 && time.ends_with('Z') && time.as_bytes()[10] == b'T',
@@ -513,7 +513,7 @@ fn capabilities_list_scripts_and_sidecars() {
         .and_then(|s| s.last())
         .expect("the last");
     assert_eq!(described["schema_version"], "v7");
-    host.wait_for_log(&["ACTION=capabilities", "DISPATCHER=ctl.test", "SCRIPTS=6"]);
+    host.wait_for_log(&["ACTION=capabilities", "DISPATCHER=ctl", "SCRIPTS=6"]);
 }
 
 #[test]
@@ -801,7 +801,7 @@ fn a_hook_decides_and_its_crash_denies() {
         "ENVEXEC_USERNAME=operator",
         "ENVEXEC_TOKEN=tok",
         "ENVEXEC_SOURCE_IP=127.0.0.1",
-        "ENVEXEC_DISPATCHER=ctl.test",
+        "ENVEXEC_DISPATCHER=ctl",
         &format!("ENVEXEC_DISPATCHER_SERIAL={serial}"),
         "ENVEXEC_HOSTS=",
         "ENVEXEC_REQID=",
@@ -825,7 +825,7 @@ fn a_hook_decides_and_its_crash_denies() {
     );
     assert_eq!(
         (stdin["dispatcher"].as_str(), stdin["submitter"].is_null()),
-        (Some("ctl.test"), true)
+        (Some("ctl"), true)
     );
 
     // Discovery asks it too.
@@ -974,7 +974,7 @@ fn the_dispatchers_budget_ends_too() {
         })
         .collect();
     assert_eq!(statuses, [200, 200, 200, 200, 200, 429, 429]);
-    fleet.agents[0].wait_for_log(&["ACTION=rate-block", "DISPATCHER=ctl.test"]);
+    fleet.agents[0].wait_for_log(&["ACTION=rate-block", "DISPATCHER=ctl"]);
 }
 
 #[test]

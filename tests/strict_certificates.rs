@@ -70,7 +70,7 @@ fn they_say_what_they_should_and_no_more() {
             (
                 fleet.dispatcher_leaf(),
                 "ctrl-exec-dispatcher",
-                "/ctrl-exec/dispatcher/ctl.test",
+                "/ctrl-exec/dispatcher/ctl",
             ),
             (fleet.agent_leaf(0), "web01.test", "/ctrl-exec/agent/"),
         ] {
