@@ -3,6 +3,7 @@
 pub mod cea;
 pub mod ced;
 pub mod cli;
+pub(crate) mod detach;
 pub mod exit;
 pub mod toolbox;
 

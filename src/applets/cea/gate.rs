@@ -59,10 +59,15 @@ pub(super) async fn answer(
         drop(Polite(Some(request.into_body())));
         return refusal;
     }
+    let stranger = snapshot.dispatcher(&peer.identity).is_none();
     let mut request = request.map(|body| Body::new(Polite(Some(body))));
     request.extensions_mut().insert(peer);
     request.extensions_mut().insert(snapshot);
     let Ok(response) = router.call(request).await;
+    if stranger {
+        // Whoever we do not serve shall not keep a place that others could have.
+        return reply::and_close(response);
+    }
     response
 }
 

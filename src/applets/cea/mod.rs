@@ -1,7 +1,6 @@
 //! `cea`, the agent: a daemon that runs allowlisted scripts for trusted dispatchers, and the modes around it (spec/agent.md 2).
 
 mod admission;
-mod bind;
 mod checks;
 mod connection;
 mod gate;
@@ -10,6 +9,7 @@ mod lenient;
 mod listener;
 mod material;
 mod notify;
+mod pairing;
 mod patience;
 mod reply;
 mod scripts;
@@ -37,6 +37,11 @@ const OPTIONS: &[cli::Opt] = &[
     cli::flag("background"),
     cli::value("timeout"),
     cli::value("lookup-by"),
+    cli::value("key-type"),
+    cli::value("dispatcher-fingerprint"),
+    cli::value("ca-fingerprint"),
+    cli::flag("replace-ca"),
+    cli::flag("yes"),
 ];
 
 /// The files that the modes read instead of the usual ones.
@@ -58,6 +63,11 @@ static MODES: &[Mode] = &[
         name: "serve",
         summary: Some("run the agent in the foreground"),
         entry: |context, files, _| serve::serve(context, files),
+    },
+    Mode {
+        name: "request-pairing",
+        summary: Some("ask a dispatcher to pair this host (needs --dispatcher HOST)"),
+        entry: |context, _, words| pairing::request(context, &pairing_options(words)),
     },
     Mode {
         name: "pairing-status",
@@ -117,20 +127,33 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     (mode.entry)(context, &files(&words), &words)
 }
 
+/// The value of an option; as in the original, the last one of a repeated option counts.
+fn value(words: &cli::Words, name: &str) -> Option<String> {
+    let given = words.options.iter().rfind(|(option, _)| *option == name);
+    given.and_then(|(_, value)| value.clone())
+}
+
 fn files(words: &cli::Words) -> Files {
-    // As in the original, the last one of a repeated option counts.
-    let last = |name| {
-        words
-            .options
-            .iter()
-            .rev()
-            .find(|(option, _)| *option == name)
-            .and_then(|(_, value)| value.clone())
-            .map(PathBuf::from)
-    };
     Files {
-        config: last("config"),
-        allowlist: last("allowlist"),
+        config: value(words, "config").map(PathBuf::from),
+        allowlist: value(words, "allowlist").map(PathBuf::from),
+    }
+}
+
+fn pairing_options(words: &cli::Words) -> pairing::Options {
+    let given = |name: &str| words.options.iter().any(|(option, _)| *option == name);
+    pairing::Options {
+        config: value(words, "config").map(PathBuf::from),
+        dispatcher: value(words, "dispatcher"),
+        port: value(words, "port"),
+        background: given("background"),
+        timeout: value(words, "timeout"),
+        lookup_by: value(words, "lookup-by"),
+        key_type: value(words, "key-type"),
+        dispatcher_fingerprint: value(words, "dispatcher-fingerprint"),
+        ca_fingerprint: value(words, "ca-fingerprint"),
+        replace_ca: given("replace-ca"),
+        yes: given("yes"),
     }
 }
 
@@ -148,6 +171,16 @@ fn usage() -> String {
         "\nOptions:\n\
          \x20 --config FILE      configuration (default /etc/ctrl-exec-agent/agent.toml, else agent.conf)\n\
          \x20 --allowlist FILE   scripts that may run (default scripts.toml beside it, else scripts.conf)\n\
+         \x20 --dispatcher HOST  request-pairing: the dispatcher to ask\n\
+         \x20 --port N           request-pairing: its pairing port (default 7444)\n\
+         \x20 --background       request-pairing: print the request id and wait in the background\n\
+         \x20 --timeout N        request-pairing --background: longest wait, 1 to 600 s (default 30)\n\
+         \x20 --lookup-by KIND   request-pairing: 'ip' or 'hostname', how the dispatcher shall reach this host\n\
+         \x20 --dispatcher-fingerprint SHA256, --ca-fingerprint SHA256\n\
+         \x20                    request-pairing: accept no other dispatcher, no other CA ('ced pairing-mode' shows the former)\n\
+         \x20 --replace-ca       request-pairing: this host leaves the fleet that it belongs to\n\
+         \x20 --key-type KIND    request-pairing: ecdsa-p256, rsa-2048, rsa-3072, rsa-4096 (default: what the dispatcher can sign)\n\
+         \x20 --yes              request-pairing: do not ask whether the codes agree\n\
          \x20 --root DIR         prefix of every system path\n\
          \x20 --version, --help",
     );

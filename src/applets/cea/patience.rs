@@ -17,7 +17,7 @@ pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence between two requests of one connection.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time without progress while we send.
-pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The three waits, for tests to shorten.
 #[derive(Clone, Copy, Debug)]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -14,11 +15,11 @@ use tokio::time::timeout;
 use crate::applets::cea::connection::Children;
 use crate::applets::cea::listener::{self, House};
 use crate::applets::cea::state::{Agent, LoadError, Snapshot};
-use crate::applets::cea::{Files, bind, handlers, notify};
+use crate::applets::cea::{Files, handlers, notify};
 use crate::applets::{AppError, Context, Exit};
 use crate::complain;
 use crate::core::logging::Action;
-use crate::core::sys;
+use crate::core::{listen, sys};
 
 /// How long requests in flight are waited for after SIGTERM. Scripts whose requests are not answered by then run on.
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -69,10 +70,11 @@ impl Daemon {
         let (bind, port) = (snapshot.config.bind, snapshot.config.port);
         let cannot =
             |e: io::Error| AppError::failed(format!("Cannot start server: {e} (port {port})"));
-        let listener = bind::listen(bind, port)
+        let listener = listen::listen(bind, port)
             .and_then(TcpListener::from_std)
             .map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
+        make_room_for_descriptors(snapshot.config.max_children);
         Ok(Self {
             agent: Arc::new(Agent::new(context.clone(), files.clone(), snapshot)),
             address,
@@ -99,6 +101,25 @@ impl Daemon {
         let _ = stop.send(true);
         // Every connection holds a sender; the channel ends with the last of them.
         let _ = timeout(STOP_GRACE, all_gone.recv()).await;
+    }
+}
+
+/// Raises the soft limit of open files to what `max_children` runs need (a connection, three pipes, a process handle each), as far as
+/// the hard limit allows. Scripts inherit it, so it is not simply set to the hard limit.
+fn make_room_for_descriptors(max_children: usize) {
+    let wanted = u64::try_from(max_children)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(6)
+        + 256;
+    let limits = getrlimit(Resource::Nofile);
+    let reachable = wanted.min(limits.maximum.unwrap_or(u64::MAX));
+    if limits.current.is_some_and(|current| current < reachable) {
+        let raised = Rlimit {
+            current: Some(reachable),
+            maximum: limits.maximum,
+        };
+        // Without it accept pauses when descriptors run out; that is no reason not to start.
+        let _ = setrlimit(Resource::Nofile, raised);
     }
 }
 

@@ -3,6 +3,7 @@
 mod agents;
 mod common;
 mod dispatch;
+pub mod pairing;
 mod ping;
 mod run;
 mod setup;
@@ -57,6 +58,9 @@ const OPTIONS: &[cli::Opt] = &[
     cli::value("peer-check"),
     cli::value("key-type"),
     cli::flag("yes"),
+    cli::value("timeout"),
+    cli::flag("replace"),
+    cli::value("code"),
 ];
 
 static VERBS: &[Verb] = &[
@@ -110,6 +114,38 @@ static VERBS: &[Verb] = &[
         summary: "create this dispatcher's own key and certificate",
         options: &["config", "key-type", "yes"],
         entry: setup::setup_dispatcher,
+    },
+    Verb {
+        name: "pairing-mode",
+        summary: "take pairing requests of agents for a while",
+        options: &["config", "timeout", "port"],
+        entry: pairing::pairing_mode_verb,
+    },
+    Verb {
+        name: "list-requests",
+        summary: "show the pairing requests that wait",
+        options: &["config", "json"],
+        entry: pairing::list_requests_verb,
+    },
+    Verb {
+        name: "approve",
+        summary: "approve a pairing request",
+        options: &[
+            "config",
+            "json",
+            "lookup-by",
+            "ip",
+            "agent-port",
+            "replace",
+            "code",
+        ],
+        entry: pairing::approve_verb,
+    },
+    Verb {
+        name: "deny",
+        summary: "deny a pairing request",
+        options: &["config"],
+        entry: pairing::deny_verb,
     },
 ];
 

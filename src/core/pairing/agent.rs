@@ -3,9 +3,10 @@
 use super::code::{CodeKind, Commitment, Exchange, Nonce, PairingCode};
 use super::framing::FrameError;
 use super::message::{
-    self, Acknowledgement, Approval, LookupBy, PATH_DONE, PATH_PAIR, PATH_REVEAL, PairRequest,
-    Receipt, ResponseError, Reveal, Verdict,
+    self, Acknowledgement, Approval, PATH_DONE, PATH_PAIR, PATH_REVEAL, PairRequest, Receipt,
+    ResponseError, Reveal, Verdict,
 };
+use crate::core::registry::LookupBy;
 use crate::core::types::ReqId;
 
 /// Who vouches that the dispatcher is the right one, apart from the code.
@@ -273,7 +274,7 @@ fn on_connected(offer: Box<Offer>) -> Step {
         nonce: offer.echo.clone(),
         ip: offer.ip,
         port: offer.port,
-        lookup_by: offer.lookup_by,
+        lookup_by: offer.lookup_by.map(LookupBy::as_str),
         pair_version: 2,
         commit: Commitment::new(&offer.exchange(), &offer.agent_nonce).to_hex(),
     };

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::code::{Commitment, Nonce};
+use crate::core::registry::LookupBy;
 use crate::core::types::{AgentName, ReqId};
 
 /// Path of the request that opens the exchange.
@@ -17,30 +18,11 @@ pub const PATH_REVEAL: &str = "/pair/reveal";
 /// Path of the agent's receipt.
 pub const PATH_DONE: &str = "/pair/done";
 
-/// How the dispatcher shall find the agent.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LookupBy {
-    Ip,
-    Hostname,
-}
-
-impl LookupBy {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Ip => "ip",
-            Self::Hostname => "hostname",
-        }
-    }
-
-    /// The two words; anything else is `None`.
-    pub fn from_word(word: &str) -> Option<Self> {
-        match word {
-            "ip" => Some(Self::Ip),
-            "hostname" => Some(Self::Hostname),
-            _ => None,
-        }
-    }
+/// The two words that say how an agent shall be found; anything else is `None`.
+pub fn parse_lookup_by(word: &str) -> Option<LookupBy> {
+    [LookupBy::Ip, LookupBy::Hostname]
+        .into_iter()
+        .find(|l| l.as_str() == word)
 }
 
 /// `POST /pair` as an agent sends it.
@@ -54,7 +36,7 @@ pub struct PairRequest {
     pub ip: Option<IpAddr>,
     pub port: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lookup_by: Option<LookupBy>,
+    pub lookup_by: Option<&'static str>,
     pub pair_version: u8,
     pub commit: String,
 }
@@ -136,7 +118,7 @@ pub fn parse_request(body: &[u8]) -> Result<ReceivedRequest, RequestRefusal> {
         port: text("port")
             .and_then(|t| t.parse().ok())
             .filter(|port| *port > 0),
-        lookup_by: text("lookup_by").and_then(|t| LookupBy::from_word(&t)),
+        lookup_by: text("lookup_by").and_then(|t| parse_lookup_by(&t)),
         commitment,
     })
 }
@@ -523,7 +505,7 @@ mod tests {
             let commitment = Commitment::new(&exchange, &Nonce::from_bytes(nonce));
             let sent = PairRequest {
                 hostname: "a".to_owned(), csr: csr.clone(), nonce: "n".to_owned(), ip: parse_ip("2001:db8::1"), port,
-                lookup_by: Some(LookupBy::Hostname), pair_version: 2, commit: commitment.to_hex(),
+                lookup_by: Some("hostname"), pair_version: 2, commit: commitment.to_hex(),
             };
             let received = parse_request(&to_json(&sent)).unwrap();
             prop_assert_eq!(received.csr, csr);

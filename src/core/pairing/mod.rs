@@ -58,8 +58,10 @@
 //!   pairing working or a host that says clearly that it is not paired ([`install`]).
 
 pub mod agent;
+pub mod approval;
 pub mod code;
 pub mod delivery;
+pub mod diagnostics;
 pub mod dispatcher;
 pub mod framing;
 pub mod ids;
@@ -71,9 +73,6 @@ pub mod record;
 mod simulation;
 
 use std::time::Duration;
-
-/// ALPN protocol by which the two ends know that both speak the bound code.
-pub const ALPN: &[u8] = b"ctrl-exec-pair/2";
 
 /// Largest header block of a message (spec/pairing.md 18.6).
 pub const MAX_HEAD: usize = 8 * 1024;

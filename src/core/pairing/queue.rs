@@ -53,8 +53,8 @@ pub enum QueueError {
     Durable(#[from] DurableError),
 }
 
-/// How long a change waits for another one; the longest holds the CA's key.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a change waits for another one; the longest waits itself for the lock of the CA's serial (30 s).
+const LOCK_PATIENCE: Duration = Duration::from_secs(40);
 /// How long a verdict may lie uncollected, and how long the note of an outcome stays.
 const GRACE: Duration = Duration::from_secs(60);
 

@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::code::{CodeKind, Exchange, Nonce, PairingCode, unhex};
 use super::dispatcher::{Binding, NewRequest};
 use super::ids::{PairingId, SessionId};
-use super::message::{LookupBy, parse_ip};
+use super::message::{parse_ip, parse_lookup_by};
+use crate::core::registry::LookupBy;
 use crate::core::types::{self, AgentName};
 
 /// A name that the source address resolves to.
@@ -134,7 +135,7 @@ impl Record {
             source: parse_ip(&stored.source_ip),
             csr: stored.csr,
             nonce: stored.nonce,
-            lookup_by: stored.lookup_by.as_deref().and_then(LookupBy::from_word),
+            lookup_by: stored.lookup_by.as_deref().and_then(parse_lookup_by),
             port: stored.port.as_ref().and_then(port_of),
             received: stored.received,
             reverse: Some(stored.reverse_dns)
@@ -249,13 +250,16 @@ fn port_of(value: &Value) -> Option<u16> {
 }
 
 #[cfg(test)]
+pub(crate) use tests::sample;
+
+#[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::core::pairing::message::ReceivedRequest;
     use serde_json::json;
 
     /// A record as our listener writes it.
-    pub(in crate::core::pairing) fn sample(id: &str, host: &str, bound: bool) -> Record {
+    pub(crate) fn sample(id: &str, host: &str, bound: bool) -> Record {
         let request = ReceivedRequest {
             hostname: AgentName::new(host).unwrap(),
             csr: "-----BEGIN CERTIFICATE REQUEST-----\n".to_owned(),

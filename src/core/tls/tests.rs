@@ -505,8 +505,9 @@ fn an_identity_is_a_pair_that_fits() {
         load("agent.key", "agent.key"),
         Err(TlsError::Certificate { .. })
     ));
+    openssl.write("not-a.key", &openssl.read("agent.crt"));
     assert!(matches!(
-        load("agent.crt", "agent.crt"),
+        load("agent.crt", "not-a.key"),
         Err(TlsError::Key { .. })
     ));
     let error = load("absent.crt", "agent.key").unwrap_err().to_string();

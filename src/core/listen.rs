@@ -12,7 +12,7 @@ const BACKLOG: i32 = 1024;
 ///
 /// # Errors
 /// The port is taken, needs rights that we lack, or the address is not one of this host.
-pub(super) fn listen(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
+pub fn listen(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
     match address {
         Some(address) => bind(SocketAddr::new(address, port)),
         None => match bind(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
