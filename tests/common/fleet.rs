@@ -345,8 +345,11 @@ pub fn start_pairing(dispatcher: &Host, port: u16, options: &[&str]) -> Daemon {
 #[track_caller]
 pub fn requests(dispatcher: &Host) -> Vec<Value> {
     match dispatcher.ced(&["list-requests", "--json"]).ok().json() {
-        Value::Array(requests) => requests,
-        other => panic!("list-requests --json is not an array: {other}"),
+        Value::Object(mut listing) => match listing.remove("requests") {
+            Some(Value::Array(requests)) => requests,
+            other => panic!("no requests in {other:?}"),
+        },
+        other => panic!("list-requests --json is not an object: {other}"),
     }
 }
 
