@@ -46,17 +46,17 @@ way=$(way) || {
 }
 case $way in
 rustup)
-    cargo build --locked --release --target "$target"
+    RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
     ;;
 native)
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target-dir "${CARGO_TARGET_DIR:-target}/static"
+    RUSTFLAGS="-Ctarget-feature=+crt-static -Cforce-unwind-tables=no" cargo build --locked --release --target-dir "${CARGO_TARGET_DIR:-target}/static"
     built=${CARGO_TARGET_DIR:-target}/static/release/ctrl-exec
     ;;
 debian)
     sh "$0" --tools
-    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Clink-self-contained=no \
-        "$venv/bin/cargo-zigbuild" zigbuild --locked --release -Zbuild-std=std,panic_abort --target "$target"
+    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Clink-self-contained=no -Cforce-unwind-tables=no" \
+        "$venv/bin/cargo-zigbuild" zigbuild --locked --release -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
     ;;
 esac

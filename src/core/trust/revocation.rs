@@ -22,7 +22,8 @@ impl RevocationList {
     pub fn load(path: &Path) -> Result<Option<Self>, TrustError> {
         match secure_open::read_trusted(path, MAX_FILE, Trust::Public) {
             Ok(bytes) => Ok(Some(Self::parse(&bytes))),
-            Err(e) if e.is_not_found() => Ok(None),
+            // A link that leads nowhere is a list that got lost (a mount that is missing), not a host without one.
+            Err(e) if e.is_not_found() && path.symlink_metadata().is_err() => Ok(None),
             Err(e) => Err(e.into()),
         }
     }
@@ -107,6 +108,16 @@ mod tests {
         assert!(revoked("00:12", "12") && !revoked("00:12", "0c"));
         assert!(revoked("0x12", "12") && !revoked("0x12", "0c"));
         assert!(!revoked("0c", "12"));
+    }
+
+    #[test]
+    fn a_list_that_got_lost_is_not_an_absent_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("revoked-serials");
+        assert!(RevocationList::load(&path).unwrap().is_none());
+        std::os::unix::fs::symlink("/nonexistent/list", &path).unwrap();
+        let error = RevocationList::load(&path).unwrap_err().to_string();
+        assert!(error.contains("revoked-serials"), "{error}");
     }
 
     #[test]
