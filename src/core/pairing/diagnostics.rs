@@ -52,6 +52,9 @@ pub fn recommendation(record: &Record) -> String {
     }
 }
 
+/// What is said after a basic code was approved.
+pub const BASIC_APPROVED: &str = "the agent is an older release (code: basic). If its screen calls the code 'bound', somebody is in between: unpair it at once.";
+
 /// How to use the code, and what it cannot do.
 pub fn code_advice(kind: CodeKind) -> &'static str {
     match kind {

@@ -12,11 +12,13 @@
 //! of the same CA that we have just decided to trust.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::delivery::Accepted;
 use crate::core::config::AgentConfig;
 use crate::core::durable::{self, DurableError, Owner, Prepared};
+use crate::core::paths::Paths;
 use crate::core::pki::PrivateKey;
 use crate::core::sys::users;
 use crate::core::trust::{self, TrustError, TrustMap};
@@ -33,12 +35,15 @@ pub struct Targets {
     pub map: PathBuf,
     /// A renewed certificate that waits to be promoted belongs to the old key.
     pub staged: PathBuf,
+    /// The agent's own directory; what is in it belongs to the service.
+    pub state_dir: PathBuf,
 }
 
 impl Targets {
     /// Where the agent's configuration says that they are.
-    pub fn of(config: &AgentConfig) -> Self {
+    pub fn of(config: &AgentConfig, paths: &Paths) -> Self {
         Self {
+            state_dir: paths.agent_state(),
             cert: config.cert.clone(),
             key: config.key.clone(),
             ca: config.ca.clone(),
@@ -118,19 +123,17 @@ pub fn check_writable(targets: &Targets, owners: Owners) -> Result<(), InstallEr
             path: dir.to_owned(),
             source,
         };
-        if !dir.exists() {
+        let made = !dir.exists();
+        if made {
             durable::create_dir(dir, 0o750).map_err(|e| match e {
                 DurableError::Create { source, .. } => refused(source),
                 other => other.into(),
             })?;
-            if owner != Owner::default() {
-                std::os::unix::fs::chown(dir, owner.uid, owner.gid).map_err(|source| {
-                    InstallError::StateOwner {
-                        path: dir.to_owned(),
-                        source,
-                    }
-                })?;
-            }
+        }
+        // A package may have made the service's directory for root; only that one is given away, whatever else the map may lie in.
+        let given_away = made || (*dir == targets.state_dir && owned_by_root(dir));
+        if given_away && owner != Owner::default() {
+            give(dir, owner)?;
         }
         rustix::fs::access(
             dir,
@@ -139,6 +142,19 @@ pub fn check_writable(targets: &Targets, owners: Owners) -> Result<(), InstallEr
         .map_err(|e| refused(e.into()))?;
     }
     Ok(())
+}
+
+fn owned_by_root(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|m| m.uid() == 0)
+}
+
+fn give(path: &Path, owner: Owner) -> Result<(), InstallError> {
+    std::os::unix::fs::chown(path, owner.uid, owner.gid).map_err(|source| {
+        InstallError::StateOwner {
+            path: path.to_owned(),
+            source,
+        }
+    })
 }
 
 /// One atomic step.
@@ -173,6 +189,7 @@ pub fn plan(new_ca: bool) -> Vec<Step> {
 #[derive(Debug)]
 pub struct Installation<'a> {
     targets: &'a Targets,
+    owners: Owners,
     accepted: &'a Accepted,
     key: Option<Prepared>,
     ca: Option<Prepared>,
@@ -209,6 +226,7 @@ impl<'a> Installation<'a> {
                 0o640,
             )?),
             targets,
+            owners,
             accepted,
         })
     }
@@ -251,6 +269,11 @@ impl<'a> Installation<'a> {
             }
             trust::add(map, serial, id)?;
         }
+        // The service takes this lock itself when its dispatcher rotates.
+        let (owner, lock) = (self.owners.of_state(), trust::lock_path(map));
+        if owner != Owner::default() && lock.exists() {
+            give(&lock, owner)?;
+        }
         Ok(())
     }
 }
@@ -261,7 +284,6 @@ mod tests {
     use crate::core::pairing::delivery::tests::{Fleet, HOST, NOW};
     use crate::core::pairing::delivery::{Expectation, Pins, check};
     use crate::core::pki::{Certificate, KeyType};
-    use std::os::unix::fs::MetadataExt as _;
 
     struct Host {
         dir: tempfile::TempDir,
@@ -291,6 +313,7 @@ mod tests {
                 ca: at("etc/ca.crt"),
                 map: at("var/ctrl-exec-dispatchers"),
                 staged: at("var/agent.crt.staged"),
+                state_dir: at("var"),
             };
             check_writable(&targets, Owners::default()).unwrap();
             Self { dir, targets }

@@ -12,6 +12,7 @@ use super::code::{CodeKind, Exchange, Nonce, PairingCode, unhex};
 use super::dispatcher::{Binding, NewRequest};
 use super::ids::{PairingId, SessionId};
 use super::message::{parse_ip, parse_lookup_by};
+use crate::core::clock;
 use crate::core::registry::LookupBy;
 use crate::core::types::{self, AgentName};
 
@@ -137,9 +138,12 @@ impl Record {
             nonce: stored.nonce,
             lookup_by: stored.lookup_by.as_deref().and_then(parse_lookup_by),
             port: stored.port.as_ref().and_then(port_of),
-            received: stored.received,
+            received: Some(stored.received)
+                .filter(|time| clock::parse_iso(time).is_some())
+                .unwrap_or_else(|| "unknown".to_owned()),
+            // Whoever owns the reverse zone wrote this text, and the original passes it on as it is.
             reverse: Some(stored.reverse_dns)
-                .filter(|name| !name.is_empty())
+                .filter(|name| !name.is_empty() && name.bytes().all(is_name_byte))
                 .map(|name| ReverseName {
                     name,
                     confirmed: stored.reverse_confirmed != 0,
@@ -241,6 +245,10 @@ impl Stored {
     }
 }
 
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
+}
+
 fn port_of(value: &Value) -> Option<u16> {
     let port = match value {
         Value::String(text) => text.parse().ok(),
@@ -340,6 +348,20 @@ pub(super) mod tests {
         assert_eq!(record.differing_ip(), parse_ip("10.0.0.5"));
         assert!(record.reverse.unwrap().confirmed);
         assert_eq!(record.session, None);
+    }
+
+    #[test]
+    fn no_text_of_a_record_reaches_a_terminal_raw() {
+        let mut value: Value =
+            serde_json::from_slice(&sample("00ff", "web01", false).to_json()).unwrap();
+        value["reverse_dns"] = json!("a\u{1b}[2Jb.example.org");
+        value["received"] = json!("\u{1b}[2J");
+        let id = PairingId::new("00ff").unwrap();
+        let record = Record::parse(&id, value.to_string().as_bytes()).unwrap();
+        assert_eq!(
+            (record.reverse, record.received.as_str()),
+            (None, "unknown")
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod store;
 
 pub use map::{Entry, TrustMap};
 pub use revocation::RevocationList;
-pub use store::{add, remove};
+pub use store::{add, lock_path, remove};
 
 use std::path::PathBuf;
 

@@ -108,7 +108,8 @@ fn entries(lines: &[Vec<u8>]) -> impl Iterator<Item = (usize, Entry)> + '_ {
         })
 }
 
-fn lock_path(path: &Path) -> PathBuf {
+/// The lock that every writer of the map takes.
+pub fn lock_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.lock"))
 }

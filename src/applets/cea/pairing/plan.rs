@@ -96,7 +96,7 @@ impl Plan {
         };
         let patience = patience(options)?;
         let (config, mut warnings) = agent_config(context, options.config.as_deref())?;
-        let targets = Targets::of(&config);
+        let targets = Targets::of(&config, &context.paths);
         let (owners, warning) = Owners::lookup(rustix::process::geteuid().is_root());
         warnings.extend(warning);
         install::check_writable(&targets, owners).map_err(|e| AppError::failed(e.to_string()))?;

@@ -404,3 +404,283 @@ async fn blocking<T: Send + 'static>(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::pairing::code::{Commitment, Exchange};
+    use crate::core::pairing::message::{
+        self, PATH_DONE, PATH_PAIR, PATH_REVEAL, PairRequest, Receipt, Reveal,
+    };
+    use crate::core::pairing::queue::Session;
+    use crate::core::pki::{KeyType, PrivateKey, csr};
+    use crate::core::types::AgentName;
+    use serde_json::Value;
+    use tokio::io::DuplexStream;
+    use tokio::task::JoinHandle;
+
+    const SETUP: Setup = Setup {
+        server_cert: [7; 32],
+        require_bound: false,
+    };
+
+    struct Bench {
+        _dir: tempfile::TempDir,
+        _session: Session,
+        queue: Queue,
+        shared: Arc<Shared>,
+        end: watch::Sender<bool>,
+        news: mpsc::UnboundedReceiver<News>,
+    }
+
+    /// The agent's end of a connection.
+    struct Agent {
+        stream: DuplexStream,
+        framing: Framing,
+        server: JoinHandle<()>,
+    }
+
+    impl Bench {
+        fn new(depth: usize) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let queue = Queue::create(&dir.path().join("pairing")).unwrap();
+            let session = queue.session().unwrap();
+            let (end, ended) = watch::channel(false);
+            let (sender, news) = mpsc::unbounded_channel();
+            let shared = Arc::new(Shared {
+                queue: queue.clone(),
+                limits: Limits { depth },
+                session: session.id.clone(),
+                clock: Clock::system(0),
+                ended,
+                news: sender,
+                unrevealed: AtomicUsize::new(0),
+            });
+            Self {
+                _dir: dir,
+                _session: session,
+                queue,
+                shared,
+                end,
+                news,
+            }
+        }
+
+        fn connect(&self) -> Agent {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let source = IpAddr::from([127, 0, 0, 1]);
+            let server = tokio::spawn(serve(far, source, SETUP, Arc::clone(&self.shared)));
+            Agent {
+                stream: near,
+                framing: Framing::new(Direction::Responses),
+                server,
+            }
+        }
+
+        fn approve(&self, id: &PairingId, body: &str) {
+            let claim = self.queue.claim(id, SystemTime::now()).unwrap();
+            claim
+                .prepare_approval(body.as_bytes())
+                .unwrap()
+                .commit()
+                .unwrap();
+        }
+
+        async fn news(&mut self) -> News {
+            let patience = Duration::from_secs(30);
+            timeout(patience, self.news.recv()).await.unwrap().unwrap()
+        }
+
+        async fn over(&mut self) -> Outcome {
+            loop {
+                if let News::Over { outcome, .. } = self.news().await {
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    impl Agent {
+        async fn write(&mut self, bytes: &[u8]) {
+            self.stream.write_all(bytes).await.unwrap();
+        }
+
+        async fn say<T: serde::Serialize>(&mut self, path: &str, value: &T) {
+            self.write(&framing::request(path, &message::to_json(value)))
+                .await;
+        }
+
+        /// The next response; `Null` when the connection ends.
+        async fn hear(&mut self) -> Value {
+            loop {
+                if let Some(message) = self.framing.next_message().unwrap() {
+                    return serde_json::from_slice(&message.body).unwrap();
+                }
+                let mut buffer = [0; 512];
+                let read = timeout(Duration::from_secs(30), self.stream.read(&mut buffer));
+                match read.await.unwrap() {
+                    Ok(0) | Err(_) => return Value::Null,
+                    Ok(count) => self.framing.feed(&buffer[..count]).unwrap(),
+                }
+            }
+        }
+    }
+
+    fn csr_of(name: &str) -> String {
+        let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        csr::create_pem(&key, &AgentName::new(name).unwrap()).unwrap()
+    }
+
+    fn old_request(name: &str) -> Value {
+        serde_json::json!({"hostname": name, "csr": csr_of(name), "nonce": "ab", "port": 7443})
+    }
+
+    fn new_request(name: &str, agent_nonce: &Nonce) -> PairRequest {
+        let csr = csr_of(name);
+        let exchange = Exchange {
+            csr_pem: &csr,
+            server_cert: &SETUP.server_cert,
+        };
+        let commit = Commitment::new(&exchange, agent_nonce).to_hex();
+        PairRequest {
+            hostname: name.to_owned(),
+            nonce: "ab".to_owned(),
+            ip: None,
+            port: 7443,
+            lookup_by: None,
+            pair_version: 2,
+            commit,
+            csr,
+        }
+    }
+
+    fn id_of(acknowledgement: &Value) -> PairingId {
+        assert_eq!(acknowledgement["status"], "pending");
+        PairingId::new(acknowledgement["reqid"].as_str().unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_old_agent_is_queued_and_gets_the_verdict_byte_for_byte() {
+        let mut bench = Bench::new(10);
+        let mut agent = bench.connect();
+        let request = framing::request(PATH_PAIR, old_request("web01").to_string().as_bytes());
+        for byte in request {
+            agent.write(&[byte]).await;
+        }
+        let id = id_of(&agent.hear().await);
+        assert!(matches!(bench.news().await, News::Queued(record) if record.id == id));
+        bench.approve(&id, r#"{"status":"approved","x":1}"#);
+        assert_eq!(
+            agent.hear().await,
+            serde_json::json!({"status": "approved", "x": 1})
+        );
+        assert_eq!(bench.over().await, Outcome::Delivered);
+        assert_eq!(bench.queue.outcome(&id), Some(Outcome::Delivered));
+        assert_eq!(bench.queue.verdict(&id).unwrap(), None);
+        drop(agent.stream);
+        agent.server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_new_agent_is_queued_only_after_its_reveal_and_ends_with_its_receipt() {
+        let mut bench = Bench::new(10);
+        let mut agent = bench.connect();
+        let nonce = Nonce::from_bytes([3; 32]);
+        agent.say(PATH_PAIR, &new_request("web01", &nonce)).await;
+        let acknowledgement = agent.hear().await;
+        let id = id_of(&acknowledgement);
+        assert_eq!(acknowledgement["pair_version"], 2);
+        assert!(!bench.queue.is_open(&id));
+        let reveal = Reveal {
+            reqid: id.to_string(),
+            agent_nonce: nonce.to_hex(),
+        };
+        agent.say(PATH_REVEAL, &reveal).await;
+        assert!(
+            matches!(bench.news().await, News::Queued(record) if record.kind() == CodeKind::Bound)
+        );
+        bench.approve(&id, r#"{"status":"approved"}"#);
+        agent.hear().await;
+        let receipt = Receipt {
+            reqid: id.to_string(),
+            status: Receipt::REFUSED.to_owned(),
+            reason: String::new(),
+        };
+        agent.say(PATH_DONE, &receipt).await;
+        assert_eq!(bench.over().await, Outcome::RefusedByAgent);
+    }
+
+    #[tokio::test]
+    async fn refusals_have_the_texts_of_the_original() {
+        let bench = Bench::new(0);
+        let large = b"POST /pair HTTP/1.0\r\nContent-Length: 65537\r\n\r\n".to_vec();
+        let of = |value: Value| framing::request(PATH_PAIR, value.to_string().as_bytes());
+        let mut foreign = old_request("web01");
+        foreign["hostname"] = "web02".into();
+        for (bytes, reason) in [
+            (large, "request too large"),
+            (of(serde_json::json!([1])), "invalid request"),
+            (
+                of(serde_json::json!({"hostname": "../x", "csr": "c"})),
+                "invalid hostname",
+            ),
+            (of(old_request("web01")), "pairing queue full"),
+        ] {
+            let mut agent = bench.connect();
+            agent.write(&bytes).await;
+            let expected = serde_json::json!({"status": "error", "reason": reason});
+            assert_eq!(agent.hear().await, expected);
+        }
+        let bench = Bench::new(10);
+        let mut agent = bench.connect();
+        agent.write(&of(foreign)).await;
+        assert_eq!(agent.hear().await["reason"], "invalid certificate request");
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_hangs_up_frees_its_place() {
+        let mut bench = Bench::new(1);
+        let mut agent = bench.connect();
+        agent.say(PATH_PAIR, &old_request("web01")).await;
+        let id = id_of(&agent.hear().await);
+        drop(agent.stream);
+        assert_eq!(bench.over().await, Outcome::Abandoned);
+        assert_eq!(bench.queue.outcome(&id), Some(Outcome::Abandoned));
+        let mut next = bench.connect();
+        next.say(PATH_PAIR, &old_request("web02")).await;
+        id_of(&next.hear().await);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_session_reaches_everybody() {
+        let mut bench = Bench::new(10);
+        let (mut waiting, mut silent) = (bench.connect(), bench.connect());
+        waiting.say(PATH_PAIR, &old_request("web01")).await;
+        id_of(&waiting.hear().await);
+        bench.end.send(true).unwrap();
+        let expected = serde_json::json!({"status": "denied", "reason": "pairing session ended"});
+        assert_eq!(waiting.hear().await, expected);
+        assert_eq!(silent.hear().await["reason"], "pairing session ended");
+        assert_eq!(bench.over().await, Outcome::SessionEnded);
+    }
+
+    #[tokio::test]
+    async fn nonces_that_are_not_revealed_run_out() {
+        let bench = Bench::new(10);
+        let nonce = Nonce::from_bytes([3; 32]);
+        let mut agent = bench.connect();
+        agent.say(PATH_PAIR, &new_request("web01", &nonce)).await;
+        id_of(&agent.hear().await);
+        drop(agent.stream);
+        agent.server.await.unwrap();
+        assert_eq!(bench.shared.unrevealed.load(Ordering::Relaxed), 1);
+        bench
+            .shared
+            .unrevealed
+            .store(MAX_UNREVEALED, Ordering::Relaxed);
+        let mut agent = bench.connect();
+        agent.say(PATH_PAIR, &new_request("web01", &nonce)).await;
+        let reason = agent.hear().await["reason"].as_str().unwrap().to_owned();
+        assert!(reason.starts_with("too many unfinished"), "{reason}");
+    }
+}

@@ -19,7 +19,7 @@ use crate::core::config::DispatcherConfig;
 use crate::core::listen;
 use crate::core::logging::Action;
 use crate::core::pairing::RECEIPT_TIMEOUT;
-use crate::core::pairing::approval::{Approved, Choice, Desk};
+use crate::core::pairing::approval::{ApproveError, Approved, Choice, Desk};
 use crate::core::pairing::delivery;
 use crate::core::pairing::ids::Outcome;
 use crate::core::pairing::queue::{Limits, Queue, Session};
@@ -298,6 +298,9 @@ impl Operator {
         }
         match news {
             News::Queued(record) => {
+                if self.interactive {
+                    return self.show();
+                }
                 let ip = record.source.map_or_else(String::new, |ip| ip.to_string());
                 say!(
                     "Pairing request from {} ({ip}): {} code {} ({})",
@@ -306,9 +309,6 @@ impl Operator {
                     record.code,
                     record.kind()
                 );
-                if self.interactive {
-                    self.show();
-                }
             }
             News::Over { name, id, outcome } => {
                 say!("{name} ({id}): {}", outcome_text(outcome));
@@ -351,6 +351,9 @@ impl Operator {
                     };
                     match desk.approve(&shown.id, &choice) {
                         Ok(approved) => Done::Approved(Box::new(approved)),
+                        Err(error @ ApproveError::Registered(_)) => Done::Failed(format!(
+                            "Not approved: {error} (here: a!, or with its number a1!)"
+                        )),
                         Err(error) => Done::Failed(format!("Not approved: {error}")),
                     }
                 });

@@ -15,6 +15,7 @@ use crate::core::pairing::ids::{Outcome, PairingId};
 use crate::core::pairing::message::{parse_ip, parse_lookup_by};
 use crate::core::pairing::queue::{Listing, Queue};
 use crate::core::pairing::record::Record;
+use crate::core::registry::LookupBy;
 use crate::{complain, say};
 
 /// How long `approve` waits to tell whether the certificate has arrived.
@@ -154,7 +155,7 @@ pub(super) fn approve(context: &Context, args: &ApproveArgs) -> Result<Exit, App
         .approve(&id, &choice)
         .map_err(|e| AppError::failed(e.to_string()))?;
     if approved.record.kind() == CodeKind::Basic && !args.json {
-        complain!("Note: {}", diagnostics::code_advice(CodeKind::Basic));
+        complain!("Note: {}", diagnostics::BASIC_APPROVED);
     }
     if !args.json {
         for line in approved_lines(&approved) {
@@ -244,13 +245,17 @@ pub(super) fn approved_lines(approved: &Approved) -> Vec<String> {
             "Note: the agent reported address {reported} but came from {source}."
         ));
     }
+    if agent.lookup_by == LookupBy::Ip {
+        return lines;
+    }
     if let Some(source) = record.source {
         lines.push(format!(
             "If the name does not resolve here: ced edit-agent {} --lookup-by ip --ip {source}",
             agent.name
         ));
     }
-    if let Some(reverse) = record.reverse.as_ref().filter(|r| r.confirmed)
+    let local = record.source.is_some_and(|ip| ip.is_loopback());
+    if let Some(reverse) = record.reverse.as_ref().filter(|r| r.confirmed && !local)
         && !reverse.name.eq_ignore_ascii_case(agent.name.as_str())
     {
         lines.push(format!(
@@ -262,7 +267,6 @@ pub(super) fn approved_lines(approved: &Approved) -> Vec<String> {
 }
 
 fn address_of(approved: &Approved) -> String {
-    use crate::core::registry::LookupBy;
     let agent = &approved.agent;
     match (agent.lookup_by, agent.ip.parse::<std::net::IpAddr>()) {
         (LookupBy::Ip, Ok(ip)) => std::net::SocketAddr::new(ip, agent.port).to_string(),
