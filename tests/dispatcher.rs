@@ -655,7 +655,7 @@ fn requests_beyond_the_limit_are_not_sent() {
     let fleet = Paired::new(&["web01.test"]);
     let _agent = Agent::start(&fleet.agents[0]);
     let arg = "a".repeat(120_000);
-    let args = vec![arg.as_str(); 9];
+    let args = [arg.as_str(); 9];
     fleet
         .ced(&[&["run", "web01.test", "true", "--"], &args[..8]].concat())
         .ok();

@@ -161,15 +161,13 @@ fn digits_only_serials_match_as_the_original_stored_them_and_collide_no_more() {
         .key;
     let host = legacy_agent("web01.test", authority, &leaf, port, &legacy_map(&[]));
     let agent = Agent::start(&host);
-    let mut reloads = 0;
-    for (serial, row, admitted) in rows {
+    for (reloads, (serial, row, admitted)) in (1..).zip(rows) {
         host.write(
             "var/lib/ctrl-exec-agent/ctrl-exec-dispatchers",
             legacy_map(&[(row, "ctl")]),
             0o644,
         );
         agent.hup();
-        reloads += 1;
         common::wait_until("the reload", common::PATIENCE, || {
             (host.log_of("config-reload").len() == reloads).then_some(())
         });
@@ -577,7 +575,7 @@ fn a_new_agent_joins_the_old_ca() {
     let counter = new.dispatcher.read("etc/ctrl-exec/ca.serial");
     let counter = counter.trim();
     assert!(
-        counter.bytes().all(|b| b.is_ascii_hexdigit()) && counter.len() % 2 == 0,
+        counter.bytes().all(|b| b.is_ascii_hexdigit()) && counter.len().is_multiple_of(2),
         "{counter:?}"
     );
     assert!(

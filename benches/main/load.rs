@@ -166,7 +166,7 @@ pub fn rate_with<T>(
     job: impl Fn(&mut T) + Sync,
 ) -> f64 {
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let took = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 let mut thing = make();
@@ -185,6 +185,5 @@ pub fn rate_with<T>(
         let took = start.elapsed();
         stop.store(true, Ordering::Relaxed);
         precise(counted) / took.as_secs_f64()
-    });
-    took
+    })
 }
