@@ -55,8 +55,8 @@ native)
     ;;
 debian)
     sh "$0" --tools
-    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Clink-self-contained=no \
-        "$venv/bin/cargo-zigbuild" zigbuild --locked --release -Zbuild-std=std,panic_abort --target "$target"
+    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Clink-self-contained=no -Cforce-unwind-tables=no" \
+        "$venv/bin/cargo-zigbuild" zigbuild --locked --release -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
     ;;
 esac

@@ -1,7 +1,9 @@
 //! THE TABLE: which names this binary answers to, and what each of them does.
 
+pub mod cea;
 pub mod ced;
 pub mod cli;
+pub(crate) mod detach;
 pub mod exit;
 pub mod toolbox;
 
@@ -61,6 +63,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &["ctrl-exec-dispatcher"],
         summary: "dispatcher: pair agents, run allowlisted scripts on them",
         entry: ced::main,
+    },
+    Applet {
+        name: "cea",
+        aliases: &["ctrl-exec-agent"],
+        summary: "agent: run allowlisted scripts for trusted dispatchers",
+        entry: cea::main,
     },
     Applet {
         name: "ctrl-exec",

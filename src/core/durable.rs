@@ -115,6 +115,22 @@ impl Prepared {
     }
 }
 
+impl Prepared {
+    /// Puts the file in place only if nothing is there yet; whatever is there stays untouched.
+    ///
+    /// # Errors
+    /// The target exists (`AlreadyExists`), or cannot be made, or the directory cannot be synced.
+    pub fn commit_new(self) -> Result<(), DurableError> {
+        // A link, unlike a rename, never replaces; dropping `self` then removes the temporary name.
+        std::fs::hard_link(&self.temporary, &self.target)
+            .and_then(|()| sync_parent(&self.target))
+            .map_err(|source| DurableError::Create {
+                path: self.target.clone(),
+                source,
+            })
+    }
+}
+
 impl Drop for Prepared {
     fn drop(&mut self) {
         if !self.committed {
@@ -221,7 +237,10 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Opens (creating it with `mode` if needed) and locks the file, waiting at most `patience`.
+    /// Opens (creating it with exactly `mode` if needed) and locks the file, waiting at most `patience`.
+    ///
+    /// The lock is only as good as everybody's access to its file, so a new one that root makes gets owner and group of its directory, and
+    /// one that we may only read is locked all the same (`flock(2)` asks for no write access).
     ///
     /// # Errors
     /// The file cannot be opened, or somebody else held the lock all the time.
@@ -234,13 +253,7 @@ impl Lock {
             path: path.to_owned(),
             source,
         };
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(mode)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)
-            .map_err(failed)?;
+        let file = open_lock_file(path, mode).map_err(failed)?;
         let deadline = std::time::Instant::now() + patience;
         loop {
             match file.try_lock() {
@@ -251,6 +264,32 @@ impl Lock {
                 Err(e) => return Err(failed(e.into())),
             }
         }
+    }
+}
+
+fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).custom_flags(libc::O_NOFOLLOW);
+    match options.clone().create_new(true).mode(mode).open(path) {
+        Ok(file) => {
+            if rustix::process::geteuid().is_root()
+                && let Some(directory) = path.parent().and_then(|p| std::fs::metadata(p).ok())
+            {
+                let (uid, gid) = (directory.uid(), directory.gid());
+                std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+            }
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+            return Ok(file);
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e),
+    }
+    match options.open(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path),
+        other => other,
     }
 }
 
@@ -280,6 +319,20 @@ mod tests {
     }
 
     #[test]
+    fn a_new_file_never_replaces_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("ca.key");
+        let new = |bytes: &[u8]| {
+            prepare(&target, bytes, 0o600, Owner::default()).and_then(Prepared::commit_new)
+        };
+        new(b"first").unwrap();
+        assert!(matches!(new(b"second"), Err(DurableError::Create { .. })));
+        assert_eq!(std::fs::read(&target).unwrap(), b"first");
+        assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
     fn a_missing_directory_is_named() {
         let error = replace(Path::new("/nonexistent/dir/file"), b"", 0o600).unwrap_err();
         assert!(
@@ -297,5 +350,17 @@ mod tests {
         assert!(Lock::exclusive(&path, 0o600, patience).is_err());
         drop(held);
         assert!(Lock::exclusive(&path, 0o600, patience).is_ok());
+    }
+
+    #[test]
+    fn a_lock_has_exactly_its_mode_and_works_for_who_may_only_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let patience = std::time::Duration::from_millis(30);
+        drop(Lock::exclusive(&path, 0o660, patience).unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o660);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let _held = Lock::exclusive(&path, 0o660, patience).unwrap();
+        assert!(Lock::exclusive(&path, 0o660, patience).is_err());
     }
 }

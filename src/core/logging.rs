@@ -70,7 +70,8 @@ impl Action {
         log::log!(target: "action", priority.level(), "{}", self.render());
     }
 
-    fn render(&self) -> String {
+    /// The line as it is written, without program name and priority.
+    pub fn render(&self) -> String {
         let mut line = format!("ACTION={}", escape(self.name));
         for (key, value) in &self.fields {
             let _ = write!(line, " {key}={}", escape(value));

@@ -5,14 +5,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use argh::FromArgs;
-use serde_json::Value;
 
 use crate::applets::ced::{Call, common};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::logging::Action;
 use crate::core::pki::expiry;
-use crate::core::registry::{AgentRecord, PeerCheck, Registry};
+use crate::core::registry::{AgentRecord, LookupBy, PeerCheck, Registry};
 use crate::core::types::AgentName;
 use crate::{complain, say};
 
@@ -40,7 +39,9 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
         .transpose()
         .map_err(|why| AppError::usage(format!("Invalid --tags filter: {why}")))?;
     let registry = open(context, args.config)?;
-    let listing = registry.list().map_err(|e| AppError::failed(e.to_string()))?;
+    let listing = registry
+        .list()
+        .map_err(|e| AppError::failed(e.to_string()))?;
     for problem in &listing.unreadable {
         complain!("Warning: {problem}");
     }
@@ -50,7 +51,8 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
         .filter(|a| filter.as_ref().is_none_or(|wanted| has_tags(a, wanted)))
         .collect();
     if args.json {
-        let records = serde_json::to_string(&chosen).map_err(|e| AppError::failed(format!("cannot encode the registry: {e}")))?;
+        let records = serde_json::to_string(&chosen)
+            .map_err(|e| AppError::failed(format!("cannot encode the registry: {e}")))?;
         say!("{records}");
         return Ok(Exit::Success);
     }
@@ -81,7 +83,8 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
         }
     };
     for agent in chosen {
-        let days = expiry::days_left(&agent.expiry, now).map_or_else(|| "?".to_owned(), |d| d.to_string());
+        let days =
+            expiry::days_left(&agent.expiry, now).map_or_else(|| "?".to_owned(), |d| d.to_string());
         say!(
             "{:<30}  {:<16}  {:<5}  {:<8}  {:<22}  {:<24}  {days}",
             agent.hostname,
@@ -102,7 +105,12 @@ fn parse_tags(filter: &str) -> Result<BTreeMap<&str, &str>, String> {
             Some((key, value)) if !key.is_empty() => {
                 wanted.insert(key, value);
             }
-            _ => return Err(format!("invalid tag filter '{}' (expected key=value)", part.escape_debug())),
+            _ => {
+                return Err(format!(
+                    "invalid tag filter '{}' (expected key=value)",
+                    part.escape_debug()
+                ));
+            }
         }
     }
     if wanted.is_empty() {
@@ -114,12 +122,14 @@ fn parse_tags(filter: &str) -> Result<BTreeMap<&str, &str>, String> {
 fn has_tags(agent: &AgentRecord, wanted: &BTreeMap<&str, &str>) -> bool {
     wanted
         .iter()
-        .all(|(key, value)| agent.tags.get(*key).and_then(Value::as_str) == Some(*value))
+        .all(|(key, value)| agent.tags.get(*key).map(String::as_str) == Some(*value))
 }
 
 fn open(context: &Context, config: Option<PathBuf>) -> Result<Registry, AppError> {
     // The original needs no configuration here; neither do we where the default directory is meant.
-    let configured = config.is_some() || context.paths.dispatcher_toml().exists() || context.paths.dispatcher_conf().exists();
+    let configured = config.is_some()
+        || context.paths.dispatcher_toml().exists()
+        || context.paths.dispatcher_conf().exists();
     let dir = if configured {
         common::load_config(context, config.as_deref())?.registry_dir
     } else {
@@ -147,13 +157,13 @@ struct EditArgs {
     /// port of the agent
     #[argh(option)]
     agent_port: Option<String>,
-    /// connect to the 'ip' or to the 'hostname'
+    /// connect to the ip or to the hostname
     #[argh(option)]
     lookup_by: Option<String>,
     /// name that the agent's certificate carries, if it is not the registry name
     #[argh(option)]
     cert_name: Option<String>,
-    /// 'strict' (default): the certificate must be this host's; 'off': any agent of this CA may answer
+    /// strict (default): the certificate must be this host's; off: any agent of this CA may answer
     #[argh(option)]
     peer_check: Option<String>,
     /// registry name of the host
@@ -164,12 +174,12 @@ struct EditArgs {
 pub(super) fn edit(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let args: EditArgs = call.parse()?;
     let usage = |text: &str| AppError::usage(text.to_owned());
-    let lookup_by = args
-        .lookup_by
-        .as_deref()
-        .map(str::parse)
-        .transpose()
-        .map_err(|_| usage("--lookup-by must be 'ip' or 'hostname'"))?;
+    let lookup_by = match args.lookup_by.as_deref() {
+        None => None,
+        Some("ip") => Some(LookupBy::Ip),
+        Some("hostname") => Some(LookupBy::Hostname),
+        Some(_) => return Err(usage("--lookup-by must be 'ip' or 'hostname'")),
+    };
     let port = match args.agent_port.as_deref().map(str::parse::<u16>) {
         None => None,
         Some(Ok(port)) if port > 0 => Some(port),
@@ -184,16 +194,25 @@ pub(super) fn edit(context: &Context, call: &Call) -> Result<Exit, AppError> {
                 .to_string(),
         ),
     };
-    let peer_check: Option<PeerCheck> = args
-        .peer_check
-        .as_deref()
-        .map(str::parse)
-        .transpose()
-        .map_err(|_| usage("--peer-check must be 'strict' or 'off'"))?;
-    let parse_name = |text: &str| text.parse::<AgentName>().map_err(|e| AppError::failed(format!("Edit failed: {e}")));
+    let peer_check = match args.peer_check.as_deref() {
+        None => None,
+        Some("strict") => Some(PeerCheck::Strict),
+        Some("off") => Some(PeerCheck::Off),
+        Some(_) => return Err(usage("--peer-check must be 'strict' or 'off'")),
+    };
+    let parse_name = |text: &str| {
+        text.parse::<AgentName>()
+            .map_err(|e| AppError::failed(format!("Edit failed: {e}")))
+    };
     let rename = args.rename.as_deref().map(parse_name).transpose()?;
     let cert_name = args.cert_name.as_deref().map(parse_name).transpose()?;
-    if rename.is_none() && lookup_by.is_none() && port.is_none() && ip.is_none() && peer_check.is_none() && cert_name.is_none() {
+    if rename.is_none()
+        && lookup_by.is_none()
+        && port.is_none()
+        && ip.is_none()
+        && peer_check.is_none()
+        && cert_name.is_none()
+    {
         return Err(usage(
             "Nothing to change. Use --rename, --ip, --agent-port, --lookup-by, --cert-name or --peer-check.",
         ));
@@ -247,7 +266,8 @@ pub(super) fn edit(context: &Context, call: &Call) -> Result<Exit, AppError> {
     line.info();
 
     if args.json {
-        let text = serde_json::to_string(&record).map_err(|e| AppError::failed(format!("cannot encode the record: {e}")))?;
+        let text = serde_json::to_string(&record)
+            .map_err(|e| AppError::failed(format!("cannot encode the record: {e}")))?;
         say!("{text}");
         return Ok(Exit::Success);
     }
@@ -285,7 +305,10 @@ pub(super) fn unpair(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let record = open(context, args.config)?
         .remove(&name)
         .map_err(|e| AppError::failed(format!("Unpair failed: {e}")))?;
-    Action::new("unpair").field("AGENT", &name).field("EXPIRY", &record.expiry).info();
+    Action::new("unpair")
+        .field("AGENT", &name)
+        .field("EXPIRY", &record.expiry)
+        .info();
     let until = if record.expiry.is_empty() {
         "an unknown date".to_owned()
     } else {
@@ -297,7 +320,9 @@ pub(super) fn unpair(context: &Context, call: &Call) -> Result<Exit, AppError> {
         Some(serial) => say!(
             "To shut it out: remove its files, and add the serial {serial} to 'revoked-serials' of the other hosts (docs/security.md)."
         ),
-        None => say!("To shut it out: remove its files, or add its serial to 'revoked-serials' of the other hosts (docs/security.md)."),
+        None => say!(
+            "To shut it out: remove its files, or add its serial to 'revoked-serials' of the other hosts (docs/security.md)."
+        ),
     };
     Ok(Exit::Success)
 }
@@ -308,10 +333,19 @@ mod tests {
 
     #[test]
     fn tag_filters_are_read_as_in_the_original() {
-        assert_eq!(parse_tags("a=1,,b=x=y").unwrap(), BTreeMap::from([("a", "1"), ("b", "x=y")]));
+        assert_eq!(
+            parse_tags("a=1,,b=x=y").unwrap(),
+            BTreeMap::from([("a", "1"), ("b", "x=y")])
+        );
         assert_eq!(parse_tags("a=1,a=2").unwrap(), BTreeMap::from([("a", "2")]));
-        assert_eq!(parse_tags("web").unwrap_err(), "invalid tag filter 'web' (expected key=value)");
-        assert_eq!(parse_tags("=x").unwrap_err(), "invalid tag filter '=x' (expected key=value)");
+        assert_eq!(
+            parse_tags("web").unwrap_err(),
+            "invalid tag filter 'web' (expected key=value)"
+        );
+        assert_eq!(
+            parse_tags("=x").unwrap_err(),
+            "invalid tag filter '=x' (expected key=value)"
+        );
         assert!(parse_tags(",").unwrap_err().starts_with("empty tag filter"));
     }
 }

@@ -5,21 +5,29 @@ use std::path::Path;
 
 use crate::applets::{AppError, Context};
 use crate::complain;
-use crate::core::authhook::{self, Caller, Decision, HookContext};
+use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext};
 use crate::core::client::exchange::Client;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::hostname;
 use crate::core::pki::Certificate;
 use crate::core::registry::{self, Registry, Target};
+use crate::core::secure_open::{self, Trust};
 use crate::core::tls::{self, Identity};
 use crate::core::types::{ReqId, Secret};
 use crate::core::wire;
 
 /// Loads `ctrl-exec.toml` or `ctrl-exec.conf`, printing its warnings.
-pub(crate) fn load_config(context: &Context, explicit: Option<&Path>) -> Result<DispatcherConfig, AppError> {
-    let loaded = config::load_dispatcher(&context.paths, explicit, &hostname::short(context.var("CTRL_EXEC_HOSTNAME")))
-        .map_err(|e| AppError::config(e.to_string()))?;
+pub(crate) fn load_config(
+    context: &Context,
+    explicit: Option<&Path>,
+) -> Result<DispatcherConfig, AppError> {
+    let loaded = config::load_dispatcher(
+        &context.paths,
+        explicit,
+        &hostname::short(context.var("CTRL_EXEC_HOSTNAME")),
+    )
+    .map_err(|e| AppError::config(e.to_string()))?;
     for warning in &loaded.warnings {
         complain!("{warning}");
     }
@@ -34,11 +42,29 @@ pub(crate) fn clock(config: &DispatcherConfig) -> Clock {
 /// The TLS client that presents `cert`/`key` and trusts `ca`.
 pub(crate) fn client(config: &DispatcherConfig) -> Result<Client, AppError> {
     let identity = Identity::load(&config.cert, &config.key).map_err(|e| {
-        AppError::failed(format!("{e}\nThe dispatcher's own certificate is made by: ced setup-ctrl-exec"))
+        AppError::failed(format!(
+            "{e}\nThe dispatcher's own certificate is made by: ced setup-ctrl-exec"
+        ))
     })?;
-    let authorities = Certificate::load_all(&config.ca).map_err(|e| AppError::failed(e.to_string()))?;
-    let tls = tls::client_config(&identity, &authorities, clock(config)).map_err(|e| AppError::failed(e.to_string()))?;
-    Ok(Client::new(tls, config.connect_timeout, config.read_timeout))
+    let authorities = load_cas(&config.ca)?;
+    let tls = tls::client_config(&identity, &authorities, clock(config))
+        .map_err(|e| AppError::failed(e.to_string()))?;
+    Ok(Client::new(
+        tls,
+        config.connect_timeout,
+        config.read_timeout,
+    ))
+}
+
+/// Largest CA file that is read; a handful of certificates.
+const MAX_PEM: u64 = 256 * 1024;
+
+/// The CA certificates that agents are verified against.
+fn load_cas(path: &Path) -> Result<Vec<Certificate>, AppError> {
+    let bytes = secure_open::read_trusted(path, MAX_PEM, Trust::Public)
+        .map_err(|e| AppError::failed(e.to_string()))?;
+    Certificate::all_from_pem(&bytes)
+        .map_err(|e| AppError::failed(format!("'{}': {e}", path.display())))
 }
 
 /// Runs a future to its end on one thread.
@@ -51,15 +77,27 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, AppError> {
 }
 
 pub(crate) fn new_reqid() -> Result<ReqId, AppError> {
-    ReqId::generate().map_err(|_| AppError::failed("the system gives no random bytes for a request id"))
+    ReqId::generate()
+        .map_err(|_| AppError::failed("the system gives no random bytes for a request id"))
 }
 
 /// Looks every name up before anything is authorised or sent; one unknown name refuses the whole call.
-pub(crate) fn resolve(config: &DispatcherConfig, hosts: &[String], port: Option<u16>) -> Result<Vec<Target>, AppError> {
+pub(crate) fn resolve(
+    config: &DispatcherConfig,
+    hosts: &[String],
+    port: Option<u16>,
+) -> Result<Vec<Target>, AppError> {
     if hosts.len() > wire::MAX_HOSTS {
-        return Err(AppError::failed(format!("too many hosts (max {})", wire::MAX_HOSTS)));
+        return Err(AppError::failed(format!(
+            "too many hosts (max {})",
+            wire::MAX_HOSTS
+        )));
     }
-    registry::resolve(hosts, &Registry::new(config.registry_dir.clone()), port).map_err(|e| AppError::failed(e.to_string()))
+    registry::resolve(hosts, &Registry::new(config.registry_dir.clone()), port).map_err(|e| {
+        AppError::failed(format!(
+            "Error: {e}\nOnly registered agents can be addressed; 'ced list-agents' shows them."
+        ))
+    })
 }
 
 /// Who calls, as the hook and the agents are told (spec/dispatcher.md 1.2).
@@ -71,7 +109,9 @@ pub(crate) struct Claims {
 impl Claims {
     pub(crate) fn new(context: &Context, username: Option<String>, token: Option<String>) -> Self {
         Self {
-            username: username.or_else(|| context.var("USER").map(str::to_owned)).unwrap_or_default(),
+            username: username
+                .or_else(|| context.var("USER").map(str::to_owned))
+                .unwrap_or_default(),
             token: Secret::new(
                 token
                     .or_else(|| context.var("ENVEXEC_TOKEN").map(str::to_owned))
@@ -85,20 +125,25 @@ impl Claims {
 pub(crate) async fn authorise(
     config: &DispatcherConfig,
     claims: &Claims,
-    action: &'static str,
+    action: HookAction,
     script: &str,
     hosts: &[String],
     args: &[String],
 ) -> Decision {
     let context = HookContext {
-        action,
         script: script.to_owned(),
         hosts: hosts.to_vec(),
         args: args.to_vec(),
         username: claims.username.clone(),
         token: claims.token.clone(),
         source_ip: "127.0.0.1".to_owned(),
-        ..HookContext::default()
+        ..HookContext::new(action)
     };
-    authhook::authorise(config.auth_hook.as_ref(), Caller::Cli, &context, &clock(config)).await
+    authhook::authorise(
+        config.auth_hook.as_ref(),
+        Caller::Cli,
+        &context,
+        &clock(config),
+    )
+    .await
 }

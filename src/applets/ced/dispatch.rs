@@ -70,7 +70,9 @@ pub(crate) fn dispatch(
 
 async fn exchange(client: Client, target: Target, job: Job) -> HostResult {
     let start = Instant::now();
-    let answer = client.exchange(&target, Method::POST, job.path, Some(job.body)).await;
+    let answer = client
+        .exchange(&target, Method::POST, job.path, Some(job.body))
+        .await;
     HostResult {
         target,
         answer,
@@ -84,7 +86,11 @@ impl HostResult {
     }
 
     /// The per-host object of `--json`. What the agent sent passes through, except the fields that only we can know.
-    pub(crate) fn object(&self, reqid: &str, failure: impl FnOnce(&ExchangeError) -> Value) -> Map<String, Value> {
+    pub(crate) fn object(
+        &self,
+        reqid: &str,
+        failure: impl FnOnce(&ExchangeError) -> Value,
+    ) -> Map<String, Value> {
         let mut object = match &self.answer {
             Ok(answer) => {
                 let mut object = answer.body.clone();

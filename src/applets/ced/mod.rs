@@ -1,5 +1,13 @@
 //! `ced`, the dispatcher CLI: a table of verbs (spec/dispatcher.md 1, 10).
 
+mod agents;
+mod common;
+mod dispatch;
+pub mod pairing;
+mod ping;
+mod run;
+mod setup;
+
 use crate::applets::{AppError, Context, Exit, VERSION, cli};
 use crate::core::logging;
 use crate::{complain, say};
@@ -34,9 +42,112 @@ impl Call {
 }
 
 /// Every option of every verb: the original parses one set for all modes (spec/dispatcher.md 1.2).
-const OPTIONS: &[cli::Opt] = &[cli::value("config"), cli::flag("json")];
+const OPTIONS: &[cli::Opt] = &[
+    cli::value("config"),
+    cli::flag("json"),
+    cli::value("port"),
+    cli::value("username"),
+    cli::value("token"),
+    cli::flag("check"),
+    cli::value("tags"),
+    cli::value("rename"),
+    cli::value("ip"),
+    cli::value("agent-port"),
+    cli::value("lookup-by"),
+    cli::value("cert-name"),
+    cli::value("peer-check"),
+    cli::value("key-type"),
+    cli::flag("yes"),
+    cli::value("timeout"),
+    cli::flag("replace"),
+    cli::value("code"),
+];
 
-static VERBS: &[Verb] = &[];
+static VERBS: &[Verb] = &[
+    Verb {
+        name: "run",
+        summary: "run an allowlisted script on paired hosts",
+        options: &["config", "json", "port", "username", "token"],
+        entry: run::main,
+    },
+    Verb {
+        name: "ping",
+        summary: "ask paired hosts whether they answer",
+        options: &["config", "json", "check", "port", "username", "token"],
+        entry: ping::main,
+    },
+    Verb {
+        name: "list-agents",
+        summary: "list the paired hosts",
+        options: &["config", "json", "tags"],
+        entry: agents::list,
+    },
+    Verb {
+        name: "edit-agent",
+        summary: "change how a paired host is addressed",
+        options: &[
+            "config",
+            "json",
+            "rename",
+            "ip",
+            "agent-port",
+            "lookup-by",
+            "cert-name",
+            "peer-check",
+        ],
+        entry: agents::edit,
+    },
+    Verb {
+        name: "unpair",
+        summary: "forget a paired host",
+        options: &["config"],
+        entry: agents::unpair,
+    },
+    Verb {
+        name: "setup-ca",
+        summary: "create the private certificate authority",
+        options: &["config", "key-type"],
+        entry: setup::setup_ca,
+    },
+    Verb {
+        name: "setup-ctrl-exec",
+        summary: "create this dispatcher's own key and certificate",
+        options: &["config", "key-type", "yes"],
+        entry: setup::setup_dispatcher,
+    },
+    Verb {
+        name: "pairing-mode",
+        summary: "take pairing requests of agents for a while",
+        options: &["config", "timeout", "port"],
+        entry: pairing::pairing_mode_verb,
+    },
+    Verb {
+        name: "list-requests",
+        summary: "show the pairing requests that wait",
+        options: &["config", "json"],
+        entry: pairing::list_requests_verb,
+    },
+    Verb {
+        name: "approve",
+        summary: "approve a pairing request",
+        options: &[
+            "config",
+            "json",
+            "lookup-by",
+            "ip",
+            "agent-port",
+            "replace",
+            "code",
+        ],
+        entry: pairing::approve_verb,
+    },
+    Verb {
+        name: "deny",
+        summary: "deny a pairing request",
+        options: &["config"],
+        entry: pairing::deny_verb,
+    },
+];
 
 pub(crate) fn is_verb(word: &str) -> bool {
     VERBS.iter().any(|v| v.name == word)

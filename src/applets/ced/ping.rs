@@ -10,8 +10,7 @@ use crate::applets::ced::common::{self, Claims};
 use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
 use crate::applets::ced::run::denied;
 use crate::applets::{AppError, Context, Exit};
-use crate::core::authhook::Decision;
-use crate::core::client::exchange::host_port;
+use crate::core::authhook::{Decision, HookAction};
 use crate::core::logging::Action;
 use crate::core::wire;
 use crate::say;
@@ -46,12 +45,21 @@ struct PingArgs {
 pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let args: PingArgs = call.parse()?;
     if args.hosts.is_empty() {
-        return Err(AppError::usage("Need at least one host: ced ping HOST[:PORT]..."));
+        return Err(AppError::usage(
+            "Need at least one host: ced ping HOST[:PORT]...",
+        ));
     }
     let config = common::load_config(context, args.config.as_deref())?;
     let targets = common::resolve(&config, &args.hosts, args.port)?;
     let claims = Claims::new(context, args.username, args.token);
-    let decision = common::block_on(common::authorise(&config, &claims, "ping", "", &args.hosts, &[]))?;
+    let decision = common::block_on(common::authorise(
+        &config,
+        &claims,
+        HookAction::Ping,
+        "",
+        &args.hosts,
+        &[],
+    ))?;
     if let Decision::Denied { reason, code } = decision {
         return Ok(denied(args.json, &reason, code));
     }
@@ -62,20 +70,37 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     })
     .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
     if !args.json {
-        say!("{:<30}  {:<8}  {:<8}  {:<28}  VERSION", "HOST", "STATUS", "RTT", "CERT EXPIRY");
+        say!(
+            "{:<30}  {:<8}  {:<8}  {:<28}  VERSION",
+            "HOST",
+            "STATUS",
+            "RTT",
+            "CERT EXPIRY"
+        );
         say!("{}", "-".repeat(85));
     }
-    let results = dispatch(&config, targets, &Job { path: "/ping", body }, |result| {
-        log(result, reqid.as_str());
-        if !args.json {
-            print(result);
-        }
-    })?;
+    let results = dispatch(
+        &config,
+        targets,
+        &Job {
+            path: "/ping",
+            body,
+        },
+        |result| {
+            log(result, reqid.as_str());
+            if !args.json {
+                print(result);
+            }
+        },
+    )?;
     if args.json {
         let objects: Vec<Value> = results
             .iter()
             .map(|r| {
-                Value::Object(r.object(reqid.as_str(), |error| json!({"status": "error", "error": error.to_string()})))
+                Value::Object(r.object(
+                    reqid.as_str(),
+                    |error| json!({"status": "error", "error": error.to_string()}),
+                ))
             })
             .collect();
         say!("{}", json!({"ok": 1, "results": objects}));
@@ -105,7 +130,7 @@ fn log(result: &HostResult, reqid: &str) {
     let line = Action::new("ping")
         .field("REQID", reqid)
         .field("RTT", &result.rtt)
-        .field("TARGET", host_port(&result.target));
+        .field("TARGET", result.target.authority());
     match &result.answer {
         Ok(_) if alive(result) => line.field("RESULT", "ok").info(),
         Ok(_) => line.field("ERROR", "the answer has no status ok").err(),

@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use serde_json::{Value, json};
 
+use crate::applets::ced::Call;
 use crate::applets::ced::common::{self, Claims};
 use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
-use crate::applets::ced::Call;
 use crate::applets::{AppError, Context, Exit};
-use crate::core::authhook::Decision;
-use crate::core::client::exchange::host_port;
+use crate::core::authhook::{Decision, HookAction};
 use crate::core::logging::Action;
 use crate::core::terminal;
 use crate::core::wire;
@@ -54,7 +53,14 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let targets = common::resolve(&config, &hosts, args.port)?;
     let claims = Claims::new(context, args.username, args.token);
 
-    let decision = common::block_on(common::authorise(&config, &claims, "run", &script, &hosts, &script_args))?;
+    let decision = common::block_on(common::authorise(
+        &config,
+        &claims,
+        HookAction::Run,
+        &script,
+        &hosts,
+        &script_args,
+    ))?;
     if let Decision::Denied { reason, code } = decision {
         return Ok(denied(args.json, &reason, code));
     }
@@ -67,7 +73,8 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         username: claims.username.clone(),
         token: claims.token.clone(),
     };
-    let body = serde_json::to_vec(&request).map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
+    let body = serde_json::to_vec(&request)
+        .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
     if body.len() as u64 > wire::MAX_REQUEST_BODY {
         return Err(AppError::failed(format!(
             "request too large: {} bytes with its arguments, agents take {}",
@@ -133,7 +140,7 @@ fn log(result: &HostResult, reqid: &str, script: &str) {
         .field("REQID", reqid)
         .field("RTT", &result.rtt)
         .field("SCRIPT", script)
-        .field("TARGET", host_port(&result.target));
+        .field("TARGET", result.target.authority());
     match &result.answer {
         Ok(_) => line.field("EXIT", exit_of(result)).info(),
         Err(error) => line.field("ERROR", error).err(),
@@ -143,7 +150,11 @@ fn log(result: &HostResult, reqid: &str, script: &str) {
 fn print(result: &HostResult, reqid: &str) {
     let exit = exit_of(result);
     let verdict = if exit == 0 { "OK" } else { "FAIL" };
-    let mut text = format!("==> {}  [{verdict}  exit:{exit}  {}  req:{reqid}]\n", result.label(), result.rtt);
+    let mut text = format!(
+        "==> {}  [{verdict}  exit:{exit}  {}  req:{reqid}]\n",
+        result.label(),
+        result.rtt
+    );
     let field = |name: &str| {
         result
             .answer
@@ -160,7 +171,12 @@ fn print(result: &HostResult, reqid: &str) {
     if !error.is_empty() {
         text.push_str(&format!("    ERROR: {error}\n"));
     }
-    let flag = |name: &str| result.answer.as_ref().is_ok_and(|a| a.body.get(name) == Some(&Value::Bool(true)));
+    let flag = |name: &str| {
+        result
+            .answer
+            .as_ref()
+            .is_ok_and(|a| a.body.get(name) == Some(&Value::Bool(true)))
+    };
     for (name, prefix) in [("stdout", ""), ("stderr", "    STDERR: ")] {
         let stream = field(name);
         if !stream.trim().is_empty() {
@@ -171,7 +187,13 @@ fn print(result: &HostResult, reqid: &str) {
             }
         }
     }
-    if let Some(signal) = result.answer.as_ref().ok().and_then(|a| a.body.get("signal")).and_then(Value::as_i64) {
+    if let Some(signal) = result
+        .answer
+        .as_ref()
+        .ok()
+        .and_then(|a| a.body.get("signal"))
+        .and_then(Value::as_i64)
+    {
         text.push_str(&format!("    NOTE: ended by signal {signal}\n"));
     }
     if flag("timed_out") {

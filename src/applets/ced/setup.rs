@@ -10,13 +10,11 @@ use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
 use crate::core::durable::{self, Owner};
-use crate::core::pki::{Authority, KeyType, PrivateKey};
+use crate::core::pki::{Authority, KeyType, PrivateKey, ca};
 use crate::core::registry::Registry;
 use crate::core::sys;
 use crate::{complain, say};
 
-/// Days that a new CA certificate lasts (spec/dispatcher.md 14.1).
-const CA_DAYS: u32 = 3650;
 /// Days that the dispatcher's own certificate lasts (spec/dispatcher.md 14.2).
 const DISPATCHER_DAYS: u32 = 825;
 
@@ -34,20 +32,30 @@ struct SetupCaArgs {
 
 pub(super) fn setup_ca(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let args: SetupCaArgs = call.parse()?;
-    let configured = args.config.is_some() || context.paths.dispatcher_toml().exists() || context.paths.dispatcher_conf().exists();
+    let configured = args.config.is_some()
+        || context.paths.dispatcher_toml().exists()
+        || context.paths.dispatcher_conf().exists();
     let dir = if configured {
         common::load_config(context, args.config.as_deref())?.ca_dir
     } else {
         context.paths.dispatcher_etc()
     };
     durable::create_dir(&dir, 0o750).map_err(|e| AppError::failed(e.to_string()))?;
-    let authority = Authority::create(&dir, args.key_type, "ctrl-exec CA", CA_DAYS, &Clock::with_floor_from(&[]))
-        .map_err(|e| AppError::failed(e.to_string()))?;
+    let authority = Authority::create(
+        &dir,
+        args.key_type,
+        ca::DEFAULT_CN,
+        ca::DEFAULT_CA_DAYS,
+        Clock::with_floor_from(&[]),
+    )
+    .map_err(|e| AppError::failed(e.to_string()))?;
     say!("CA key:         {}", dir.join("ca.key").display());
     say!("CA certificate: {}", dir.join("ca.crt").display());
     say!("Valid until:    {}", authority.certificate().expiry_text());
     say!("Fingerprint:    {}", authority.certificate().fingerprint());
-    say!("Guard the key: whoever holds it controls every paired host. Keep a copy off this machine.");
+    say!(
+        "Guard the key: whoever holds it controls every paired host. Keep a copy off this machine."
+    );
     if !configured {
         say!("Next: ced setup-ctrl-exec");
     }
@@ -72,11 +80,15 @@ struct SetupArgs {
 pub(super) fn setup_dispatcher(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let args: SetupArgs = call.parse()?;
     let failed = |e: &dyn std::fmt::Display| AppError::failed(e.to_string());
-    if args.config.is_none() && !context.paths.dispatcher_toml().exists() && !context.paths.dispatcher_conf().exists() {
+    if args.config.is_none()
+        && !context.paths.dispatcher_toml().exists()
+        && !context.paths.dispatcher_conf().exists()
+    {
         seed_config(&context.paths.dispatcher_toml())?;
     }
     let config = common::load_config(context, args.config.as_deref())?;
-    let authority = Authority::load(&config.ca_dir).map_err(|e| AppError::failed(format!("{e} - run 'ced setup-ca' first?")))?;
+    let authority = Authority::load(&config.ca_dir, common::clock(&config))
+        .map_err(|e| AppError::failed(format!("{e} - run 'ced setup-ca' first?")))?;
 
     if config.cert.exists() && !args.yes && !confirmed(&config)? {
         say!("Aborted.");
@@ -87,17 +99,33 @@ pub(super) fn setup_dispatcher(context: &Context, call: &Call) -> Result<Exit, A
     }
     let key = PrivateKey::generate(args.key_type).map_err(|e| failed(&e))?;
     let certificate = authority
-        .issue_dispatcher(&key, &config.dispatcher_id, DISPATCHER_DAYS, &common::clock(&config))
+        .issue_dispatcher(key.public(), &config.dispatcher_id, DISPATCHER_DAYS)
         .map_err(|e| failed(&e))?;
 
     let owner = service_owner(&config.service_user);
-    let new_key = durable::prepare(&config.key, key.to_pkcs8_pem().expose().as_bytes(), 0o600, owner).map_err(|e| failed(&e))?;
-    let new_cert =
-        durable::prepare(&config.cert, certificate.to_pem().as_bytes(), 0o644, Owner::default()).map_err(|e| failed(&e))?;
+    let new_key = durable::prepare(
+        &config.key,
+        key.to_pkcs8_pem().expose().as_bytes(),
+        0o600,
+        owner,
+    )
+    .map_err(|e| failed(&e))?;
+    let new_cert = durable::prepare(
+        &config.cert,
+        certificate.to_pem().as_bytes(),
+        0o644,
+        Owner::default(),
+    )
+    .map_err(|e| failed(&e))?;
     new_key.commit().map_err(|e| failed(&e))?;
     new_cert.commit().map_err(|e| failed(&e))?;
     if !config.ca.exists() {
-        durable::replace(&config.ca, authority.certificate().to_pem().as_bytes(), 0o644).map_err(|e| failed(&e))?;
+        durable::replace(
+            &config.ca,
+            authority.certificate().to_pem().as_bytes(),
+            0o644,
+        )
+        .map_err(|e| failed(&e))?;
     }
 
     say!("Dispatcher id:   {}", config.dispatcher_id);

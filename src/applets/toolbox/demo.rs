@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,14 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     demo.play()?;
     demo.finish();
     Ok(Exit::Success)
+}
+
+/// A command that ended.
+struct Ran {
+    status: Option<i32>,
+    /// Everything for the person: stdout, then stderr without action lines.
+    said: Vec<u8>,
+    stdout: Vec<u8>,
 }
 
 /// The folder and what runs in it; both go when it is dropped, unless they shall stay.
@@ -191,7 +199,12 @@ impl Demo {
         fs::write(etc.join("scripts.toml"), list).map_err(failed)?;
         fs::write(
             etc.join("agent.toml"),
-            format!("port = {port}\nbind = \"127.0.0.1\"\n\n[profile.default]\n"),
+            format!(
+                "port = {port}\nbind = \"127.0.0.1\"\nscript_dirs = [\"{}\"]\n\n\
+                 # Counts once the root executor runs the scripts; without it they run as the agent's own user.\n\
+                 [profile.default]\nrun_as = \"nobody\"\n",
+                scripts.display()
+            ),
         )
         .map_err(failed)
     }
@@ -241,7 +254,7 @@ impl Demo {
         let (id, code) = wait_for("the request on the dispatcher's side", || {
             let listing = self
                 .run("dispatcher", &["ced", "list-requests", "--json"])?
-                .2;
+                .stdout;
             let requests: Value = serde_json::from_slice(&listing).unwrap_or_default();
             let first = requests
                 .get("requests")
@@ -349,8 +362,8 @@ impl Demo {
             .map_err(|e| failed(format!("cannot start {}: {e}", words[0])))
     }
 
-    /// Runs to the end: status, both streams mixed in order of stream, stdout alone.
-    fn run(&self, host: &str, words: &[&str]) -> Result<(Option<i32>, Vec<u8>, Vec<u8>), AppError> {
+    /// Runs to the end.
+    fn run(&self, host: &str, words: &[&str]) -> Result<Ran, AppError> {
         let output = self
             .command(host, words)
             .stdin(Stdio::null())
@@ -362,17 +375,17 @@ impl Demo {
             .filter(|line| !line.contains(": ACTION="))
             .map(|line| format!("{line}\n"))
             .collect();
-        Ok((
-            output.status.code(),
-            [output.stdout.clone(), stderr.into_bytes()].concat(),
-            output.stdout,
-        ))
+        Ok(Ran {
+            status: output.status.code(),
+            said: [output.stdout.clone(), stderr.into_bytes()].concat(),
+            stdout: output.stdout,
+        })
     }
 
     /// Prints the command, runs it, prints what it said, and insists on its exit status.
     fn show(&self, host: &str, words: &[&str], expected: i32) -> Result<(), AppError> {
         say!("{host}$ {}", self.typed(host, words));
-        let (status, said, _) = self.run(host, words)?;
+        let Ran { status, said, .. } = self.run(host, words)?;
         stdout_bytes(&said);
         if status == Some(expected) {
             if expected != 0 {
@@ -461,6 +474,6 @@ mod tests {
         for text in [GREET, UPTIME, FAIL] {
             assert!(text.starts_with("#!/bin/sh\n"));
         }
-        assert!(Path::new("/bin/sh").exists());
+        assert!(PathBuf::from("/bin/sh").exists());
     }
 }

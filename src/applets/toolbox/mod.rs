@@ -1,5 +1,6 @@
 //! The bare `ctrl-exec` name: what concerns the binary itself. Any other word is a verb of the dispatcher.
 
+mod config;
 mod demo;
 mod links;
 
@@ -13,11 +14,23 @@ type Tool = (
 );
 
 /// Word, summary, entry.
-static TOOLS: &[Tool] = &[(
-    "links",
-    "create the symbolic links of all program names",
-    links::main,
-)];
+static TOOLS: &[Tool] = &[
+    (
+        "config",
+        "check a configuration file, or print it as TOML",
+        config::main,
+    ),
+    (
+        "demo",
+        "pair two hosts in a temporary folder and run scripts, step by step",
+        demo::main,
+    ),
+    (
+        "links",
+        "create the symbolic links of all program names",
+        links::main,
+    ),
+];
 
 pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     let Some(word) = args.first() else {

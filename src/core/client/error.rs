@@ -10,7 +10,9 @@ use crate::core::tls::TlsFailure;
 pub enum ExchangeError {
     #[error("host '{host}' did not resolve - check the name or use an IP address")]
     Unresolved { host: String },
-    #[error("host '{host}' did not respond on port {port} - connection refused (agent not running, or wrong port?)")]
+    #[error(
+        "host '{host}' did not respond on port {port} - connection refused (agent not running, or wrong port?)"
+    )]
     Refused { host: String, port: u16 },
     #[error("host '{host}' is unreachable - no route to host or network down")]
     Unreachable { host: String },
@@ -23,7 +25,9 @@ pub enum ExchangeError {
     WrongPeer(String),
     #[error("read timeout after {}s", .0.as_secs())]
     ReadTimeout(Duration),
-    #[error("agent closed the connection without an answer (blocked by its rate limit or allowed_ips, or an older agent that crashed?)")]
+    #[error(
+        "agent closed the connection without an answer (blocked by its rate limit or allowed_ips, or an older agent that crashed?)"
+    )]
     Closed,
     #[error("connection to the agent was lost: {0}")]
     Lost(String),
@@ -47,9 +51,9 @@ pub(crate) fn of_connect(host: &str, port: u16, error: &io::Error) -> ExchangeEr
     match error.kind() {
         io::ErrorKind::ConnectionRefused => ExchangeError::Refused { host, port },
         io::ErrorKind::TimedOut => ExchangeError::ConnectTimeout { host },
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
-            ExchangeError::Unreachable { host }
-        }
+        io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown => ExchangeError::Unreachable { host },
         _ => ExchangeError::Lost(error.to_string()),
     }
 }
@@ -60,17 +64,27 @@ mod tests {
 
     #[test]
     fn texts_are_those_that_scripts_match() {
-        let refused = of_connect("h", 7443, &io::Error::from(io::ErrorKind::ConnectionRefused));
+        let refused = of_connect(
+            "h",
+            7443,
+            &io::Error::from(io::ErrorKind::ConnectionRefused),
+        );
         assert_eq!(
             refused.to_string(),
             "host 'h' did not respond on port 7443 - connection refused (agent not running, or wrong port?)"
         );
         let unreachable = of_connect("h", 1, &io::Error::from(io::ErrorKind::NetworkUnreachable));
-        assert_eq!(unreachable.to_string(), "host 'h' is unreachable - no route to host or network down");
+        assert_eq!(
+            unreachable.to_string(),
+            "host 'h' is unreachable - no route to host or network down"
+        );
         assert_eq!(
             ExchangeError::ReadTimeout(Duration::from_secs(60)).to_string(),
             "read timeout after 60s"
         );
-        assert_eq!(ExchangeError::Forbidden("serial mismatch".into()).to_string(), "forbidden: serial mismatch");
+        assert_eq!(
+            ExchangeError::Forbidden("serial mismatch".into()).to_string(),
+            "forbidden: serial mismatch"
+        );
     }
 }

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use serde_json::{Map, Value};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -14,7 +15,6 @@ use tokio_rustls::client::TlsStream;
 
 use crate::core::client::error::{ExchangeError, of_connect};
 use crate::core::client::peer;
-use crate::core::pki::PeerIdentity;
 use crate::core::registry::Target;
 use crate::core::tls;
 use crate::core::wire;
@@ -34,18 +34,13 @@ pub struct Answer {
     pub body: Map<String, Value>,
 }
 
-/// The address text of a target, as errors and log lines name it.
-pub fn host_port(target: &Target) -> String {
-    if target.address.contains(':') {
-        format!("[{}]:{}", target.address, target.port)
-    } else {
-        format!("{}:{}", target.address, target.port)
-    }
-}
-
 impl Client {
     /// `connect_timeout` covers name resolution, TCP and TLS; `read_timeout` is the longest silence of the agent afterwards.
-    pub fn new(tls: Arc<rustls::ClientConfig>, connect_timeout: Duration, read_timeout: Duration) -> Self {
+    pub fn new(
+        tls: Arc<rustls::ClientConfig>,
+        connect_timeout: Duration,
+        read_timeout: Duration,
+    ) -> Self {
         Self {
             tls,
             connect_timeout,
@@ -73,14 +68,20 @@ impl Client {
     async fn connect(&self, target: &Target) -> Result<TlsStream<TcpStream>, ExchangeError> {
         let host = target.address.as_str();
         let deadline = Instant::now() + self.connect_timeout;
-        let too_late = || ExchangeError::ConnectTimeout { host: host.to_owned() };
+        let too_late = || ExchangeError::ConnectTimeout {
+            host: host.to_owned(),
+        };
         let left = || deadline.saturating_duration_since(Instant::now());
 
         let addresses = tokio::time::timeout(left(), tokio::net::lookup_host((host, target.port)))
             .await
             .map_err(|_| too_late())?
-            .map_err(|_| ExchangeError::Unresolved { host: host.to_owned() })?;
-        let mut failure = ExchangeError::Unresolved { host: host.to_owned() };
+            .map_err(|_| ExchangeError::Unresolved {
+                host: host.to_owned(),
+            })?;
+        let mut failure = ExchangeError::Unresolved {
+            host: host.to_owned(),
+        };
         let mut connected = None;
         for address in addresses {
             match tokio::time::timeout(left(), TcpStream::connect(address)).await {
@@ -95,15 +96,22 @@ impl Client {
         let stream = connected.ok_or(failure)?;
         let _ = stream.set_nodelay(true);
 
-        let name = tls::server_name(host);
-        let stream = tokio::time::timeout(left(), TlsConnector::from(self.tls.clone()).connect(name, stream))
-            .await
-            .map_err(|_| too_late())?
-            .map_err(|e| ExchangeError::Tls {
-                host: host.to_owned(),
-                failure: tls::classify_io(&e),
-            })?;
-        let identity = PeerIdentity::from_connection(stream.get_ref().1).map_err(|e| ExchangeError::WrongPeer(e.to_string()))?;
+        // Never checked against the certificate (its names are the registry's business); it only fills SNI.
+        let name = ServerName::try_from(host.to_owned())
+            .or_else(|_| ServerName::try_from("ctrl-exec-agent"))
+            .map_err(|e| ExchangeError::Lost(e.to_string()))?;
+        let stream = tokio::time::timeout(
+            left(),
+            TlsConnector::from(self.tls.clone()).connect(name, stream),
+        )
+        .await
+        .map_err(|_| too_late())?
+        .map_err(|e| ExchangeError::Tls {
+            host: host.to_owned(),
+            failure: tls::classify(&e),
+        })?;
+        let identity = tls::peer_identity(stream.get_ref().1)
+            .map_err(|e| ExchangeError::WrongPeer(e.to_string()))?;
         peer::check(&target.record, &identity).map_err(ExchangeError::WrongPeer)?;
         Ok(stream)
     }
@@ -119,13 +127,18 @@ impl Client {
         let silent = |_| ExchangeError::ReadTimeout(self.read_timeout);
         let lost = |e: &hyper::Error| of_http(&target.address, e);
 
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| lost(&e))?;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header("Host", host_port(target))
+            .header("Host", target.authority())
             .header("Connection", "close")
-            .header("User-Agent", concat!("ctrl-exec/", env!("CARGO_PKG_VERSION")));
+            .header(
+                "User-Agent",
+                concat!("ctrl-exec/", env!("CARGO_PKG_VERSION")),
+            );
         if body.is_some() {
             request = request.header("Content-Type", "application/json");
         }
@@ -144,7 +157,10 @@ impl Client {
                 return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
             }
             let mut bytes = Vec::new();
-            while let Some(frame) = tokio::time::timeout(self.read_timeout, incoming.frame()).await.map_err(silent)? {
+            while let Some(frame) = tokio::time::timeout(self.read_timeout, incoming.frame())
+                .await
+                .map_err(silent)?
+            {
                 if let Ok(data) = frame.map_err(|e| lost(&e))?.into_data() {
                     if bytes.len() + data.len() > wire::MAX_REPLY_BODY {
                         return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
@@ -173,14 +189,19 @@ fn of_http(host: &str, error: &hyper::Error) -> ExchangeError {
     let mut source = error.source();
     while let Some(cause) = source {
         if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            return match io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            return match io
+                .get_ref()
+                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+            {
                 Some(failure) => ExchangeError::Tls {
                     host: host.to_owned(),
                     failure: tls::classify(failure),
                 },
                 None if matches!(
                     io.kind(),
-                    std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
+                    std::io::ErrorKind::UnexpectedEof
+                        | std::io::ErrorKind::ConnectionReset
+                        | std::io::ErrorKind::BrokenPipe
                 ) =>
                 {
                     ExchangeError::Closed
@@ -208,7 +229,10 @@ fn judge(status: StatusCode, bytes: &[u8]) -> Result<Answer, ExchangeError> {
             })
             .ok_or(ExchangeError::InvalidJson);
     }
-    let words = parsed.as_ref().and_then(|b| b.get("error")).and_then(Value::as_str);
+    let words = parsed
+        .as_ref()
+        .and_then(|b| b.get("error"))
+        .and_then(Value::as_str);
     let line = || match status.canonical_reason() {
         Some(reason) => format!("{} {reason}", status.as_u16()),
         None => status.as_u16().to_string(),
@@ -226,9 +250,18 @@ mod tests {
 
     #[test]
     fn answers_are_judged_by_status_and_body() {
-        assert_eq!(judge(StatusCode::OK, b"{\"exit\":0}").unwrap().body["exit"], 0);
-        assert_eq!(judge(StatusCode::OK, b"[1]").unwrap_err(), ExchangeError::InvalidJson);
-        assert_eq!(judge(StatusCode::OK, b"").unwrap_err(), ExchangeError::InvalidJson);
+        assert_eq!(
+            judge(StatusCode::OK, b"{\"exit\":0}").unwrap().body["exit"],
+            0
+        );
+        assert_eq!(
+            judge(StatusCode::OK, b"[1]").unwrap_err(),
+            ExchangeError::InvalidJson
+        );
+        assert_eq!(
+            judge(StatusCode::OK, b"").unwrap_err(),
+            ExchangeError::InvalidJson
+        );
         assert_eq!(
             judge(StatusCode::FORBIDDEN, b"{\"error\":\"serial mismatch\"}").unwrap_err(),
             ExchangeError::Forbidden("serial mismatch".into())
@@ -237,7 +270,10 @@ mod tests {
             judge(StatusCode::FORBIDDEN, b"garbage").unwrap_err(),
             ExchangeError::Forbidden("403 Forbidden".into())
         );
-        assert_eq!(judge(StatusCode::PAYLOAD_TOO_LARGE, b"").unwrap_err(), ExchangeError::TooLarge);
+        assert_eq!(
+            judge(StatusCode::PAYLOAD_TOO_LARGE, b"").unwrap_err(),
+            ExchangeError::TooLarge
+        );
         assert_eq!(
             judge(StatusCode::NOT_FOUND, b"{\"error\":\"not found\"}").unwrap_err(),
             ExchangeError::Status("404 Not Found: not found".into())

@@ -90,7 +90,8 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_in_nothing_out() {
-        let results: Vec<u8> = fan_out(Vec::<u8>::new(), 0, |n| async move { n }, |_| 0, |_, _| {}).await;
+        let results: Vec<u8> =
+            fan_out(Vec::<u8>::new(), 0, |n| async move { n }, |_| 0, |_, _| {}).await;
         assert!(results.is_empty());
     }
 }

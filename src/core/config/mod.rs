@@ -1,11 +1,40 @@
 //! Typed configuration. Two front ends (TOML for new installs, the original's `.conf` grammars) produce the same values; every rule
 //! after that exists once.
 
+pub mod diagnostics;
+pub mod error;
+pub mod source;
+
+mod agent;
+mod cidr;
+mod conf_grammar;
+mod convert;
+mod defaults;
+mod dispatcher;
+mod hook;
+mod load;
+mod profiles;
+mod raw;
+mod reader;
+mod scripts;
+mod scripts_conf;
+mod tags;
+#[cfg(test)]
+mod testing;
+mod toml_front;
+mod words;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::types::{AbsolutePath, DispatcherId, ProfileName, ScriptName};
+
+pub use cidr::CidrError;
+pub use convert::{convert_agent, convert_allowlist, convert_dispatcher};
+pub use error::{ConfigError, UndefinedProfiles};
+pub use load::{Loaded, load_agent, load_allowlist, load_dispatcher};
+pub use scripts::{DEFAULT_PROFILE, check_profiles};
 
 /// `limit/window/block` of the rate limiter: more than `limit` events within `window` block the source for `block`. Limit 0 = off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,8 +68,53 @@ pub struct HookConfig {
     pub timeout: Duration,
 }
 
+/// What the API does with a request when no auth hook is configured (spec/api.md 10).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum AuthDefault {
+    #[default]
+    Deny,
+    Allow,
+}
+
+/// Certificate and key of the API server.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ApiTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// The `api_*` keys of the dispatcher's file (spec/api.md 1, 13).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ApiSettings {
+    /// Default 7445; 0 lets the kernel pick.
+    pub port: u16,
+    /// Default 127.0.0.1.
+    pub bind: std::net::IpAddr,
+    /// `None` = plain HTTP. One of the two keys without the other is an error.
+    pub tls: Option<ApiTls>,
+    /// Concurrent connections, 1..=65535, default 64.
+    pub max_children: usize,
+    /// Default deny.
+    pub auth_default: AuthDefault,
+    /// Hide why a request was denied (key `auth_deny_generic`), default off.
+    pub auth_deny_generic: bool,
+}
+
+/// When and how the dispatcher changes its own certificate (spec/dispatcher.md 2.2).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RotationSettings {
+    /// Rotate when this many whole days or fewer are left, default 90.
+    pub renewal_days: u32,
+    /// Days in which old and new serial are both trusted, default 30.
+    pub overlap_days: u32,
+    /// Pause of the check loop, default 14400 s.
+    pub check_interval: Duration,
+    /// State of a rotation under way (key `rotation_file`).
+    pub file: PathBuf,
+}
+
 /// `ctrl-exec.toml` or `ctrl-exec.conf`. Paths already carry the root prefix.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct DispatcherConfig {
     /// The file this came from.
     pub source: PathBuf,
@@ -76,10 +150,12 @@ pub struct DispatcherConfig {
     pub pairing_bind: Option<std::net::IpAddr>,
     /// Default pairing port 7444 (key `pairing_port`, ours).
     pub pairing_port: u16,
+    pub rotation: RotationSettings,
+    pub api: ApiSettings,
 }
 
 /// `agent.toml` or `agent.conf`. Paths already carry the root prefix, except those of scripts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct AgentConfig {
     pub source: PathBuf,
     /// 1..=65535; 0 lets the kernel pick (printed at start), for tests and the demo.
@@ -140,7 +216,7 @@ pub struct ScriptEntry {
 }
 
 /// The allowlist: exactly these scripts may run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Allowlist {
     pub source: PathBuf,
     pub scripts: BTreeMap<ScriptName, ScriptEntry>,

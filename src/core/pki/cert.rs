@@ -178,6 +178,11 @@ impl Certificate {
         )
     }
 
+    /// SHA-256 of the whole certificate, lower-case hex, as `openssl x509 -fingerprint -sha256` has it without the colons.
+    pub fn fingerprint(&self) -> String {
+        crate::core::types::hex(&crate::core::types::sha256(&[&self.der]))
+    }
+
     /// notAfter as OpenSSL prints it.
     pub fn expiry_text(&self) -> String {
         expiry::openssl_text(self.not_after)

@@ -1,10 +1,13 @@
-//! Certificates made by the `openssl` program, for tests: what fleets in the field have.
+//! Certificates for tests: made by the `openssl` program, as fleets in the field have them, and by ourselves.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::ca::{DEFAULT_CA_DAYS, DEFAULT_CN};
 use super::cert::Certificate;
-use super::keys::PrivateKey;
+use super::{Authority, CertRequest, KeyType, PrivateKey, csr};
+use crate::core::clock::Clock;
+use crate::core::types::AgentName;
 
 /// A scratch directory in which `openssl` runs.
 pub(crate) struct OpenSsl(tempfile::TempDir);
@@ -34,7 +37,10 @@ impl OpenSsl {
     }
 
     pub(crate) fn write(&self, name: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
         std::fs::write(self.path(name), text).unwrap();
+        // Keys that others can read are refused.
+        std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     /// Runs `openssl` with blank-separated words; `+` within a word stands for a blank.
@@ -63,10 +69,6 @@ impl OpenSsl {
 
     pub(crate) fn certificate(&self, name: &str) -> Certificate {
         Certificate::from_pem(self.read(name).as_bytes()).unwrap()
-    }
-
-    pub(crate) fn key(&self, name: &str) -> PrivateKey {
-        PrivateKey::from_pem(self.read(name).as_bytes()).unwrap()
     }
 
     /// `NAME.key` of the kind `rsa:BITS` or `ec`.
@@ -116,4 +118,26 @@ impl OpenSsl {
             "x509 -req -in {name}.csr -CA {ca}.crt -CAkey {ca}.key -CAcreateserial -sha256 -days 825 {extensions} -out {name}.crt"
         ));
     }
+}
+
+pub(crate) fn agent(name: &str) -> AgentName {
+    AgentName::new(name).unwrap()
+}
+
+/// What an agent with a fresh key would send.
+pub(crate) fn request(kind: KeyType, name: &str) -> CertRequest {
+    let key = PrivateKey::generate(kind).unwrap();
+    CertRequest::parse_pem(&csr::create_pem(&key, &agent(name)).unwrap()).unwrap()
+}
+
+/// A CA of ours in `dir`.
+pub(crate) fn new_ca(dir: &Path) -> Authority {
+    Authority::create(
+        dir,
+        KeyType::EcdsaP256,
+        DEFAULT_CN,
+        DEFAULT_CA_DAYS,
+        Clock::system(0),
+    )
+    .unwrap()
 }

@@ -2,7 +2,7 @@
 
 use super::cert::{Certificate, Role, Version};
 use super::keys;
-use crate::core::types::{AgentName, Serial, hex, sha256};
+use crate::core::types::{AgentName, Serial};
 
 /// Common names of dispatcher certificates; the second one is from before 0.8 (spec/agent.md 19.1 item 3).
 pub const DISPATCHER_NAMES: [&str; 2] = ["ctrl-exec-dispatcher", "ctrl-exec"];
@@ -35,11 +35,11 @@ impl PeerIdentity {
             dns_names: certificate.san_dns.clone(),
             version: certificate.version,
             spki_sha256: keys::spki_sha256(&certificate.spki),
-            fingerprint: hex(&sha256(&[&certificate.der])),
+            fingerprint: certificate.fingerprint(),
         }
     }
 
-    /// Whether this cannot be an ordinary agent: the role says dispatcher or, without a role, the CN is a dispatcher's (docs/design.md 5).
+    /// Whether this cannot be an ordinary agent: the role says dispatcher or, without a role, the CN is a dispatcher's (spec/agent.md 19.1 item 3).
     pub fn looks_like_dispatcher(&self) -> bool {
         match self.role {
             Some(role) => role == Role::Dispatcher,

@@ -121,11 +121,17 @@ impl PublicKey {
     pub fn from_spki(spki: &[u8]) -> Result<Self, KeyError> {
         let (identifier, bits) = envelope::split_spki(spki).ok_or(KeyError::UnsupportedPublic)?;
         let algorithm = Algorithm::of_identifier(identifier).ok_or(KeyError::UnsupportedPublic)?;
-        Ok(Self {
+        let key = Self {
             algorithm,
             spki: spki.to_vec(),
             bits: bits.to_vec(),
-        })
+        };
+        // What we sign is encoded anew; it must come out as it came in.
+        if rcgen::PublicKeyData::subject_public_key_info(&key) == spki {
+            Ok(key)
+        } else {
+            Err(KeyError::UnsupportedPublic)
+        }
     }
 
     /// The DER SubjectPublicKeyInfo.
@@ -173,6 +179,11 @@ impl rcgen::PublicKeyData for PublicKey {
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
         self.algorithm.rcgen()
     }
+}
+
+/// Splits a DER SubjectPublicKeyInfo into the content of its AlgorithmIdentifier and the key bits; `None` if it is not one.
+pub fn split_spki(spki: &[u8]) -> Option<(&[u8], &[u8])> {
+    envelope::split_spki(spki)
 }
 
 /// SHA-256 of a SubjectPublicKeyInfo in lower-case hex: the name of a key, as the registry pins it.

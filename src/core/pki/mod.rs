@@ -1,12 +1,18 @@
 //! Keys, certificates, requests and the authority that signs them (docs/architecture.md; spec/dispatcher.md 14, spec/swarm.md 3.5).
 
+pub mod ca;
 pub mod cert;
+pub mod csr;
 mod envelope;
 pub mod expiry;
 pub mod identity;
 pub mod keys;
+mod policy;
+mod serial_file;
 
+pub use ca::Authority;
 pub use cert::{Certificate, Role, Version};
+pub use csr::CertRequest;
 pub use identity::PeerIdentity;
 pub use keys::{KeyType, PrivateKey, PublicKey};
 

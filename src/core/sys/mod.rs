@@ -1,6 +1,9 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
+pub mod inherited;
 pub mod users;
+
+pub mod resolver;
 
 use std::path::Path;
 

@@ -1,0 +1,121 @@
+//! One connection after its handshake: wait for a first byte, then HTTP until either side has had enough (spec/agent.md 7-8).
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::response::Response;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::time::timeout;
+
+use crate::applets::cea::gate::{self, Peer};
+use crate::applets::cea::listener::{House, told_to_stop};
+use crate::applets::cea::patience::{Deadlines, Patient, Phase};
+use crate::applets::cea::reply;
+use crate::core::logging::Action;
+use crate::core::pki::PeerIdentity;
+use crate::core::wire::errors;
+
+/// Longest request line and headers together.
+const MAX_HEAD: usize = 64 * 1024;
+/// Connections beyond the limit that are told so at the same time; further ones are closed without a word.
+const MAX_APOLOGIES: usize = 16;
+
+/// Counts connections and the runs that outlive them.
+#[derive(Clone, Default)]
+pub(super) struct Children(Arc<AtomicUsize>);
+
+/// One connection or run that counts. Shared by both; the place is free when the last of them is over.
+pub(super) struct Child(Children);
+
+impl Children {
+    fn admit(&self) -> (Arc<Child>, usize) {
+        let live = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+        (Arc::new(Child(self.clone())), live)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pub(super) async fn serve<S>(house: House, stream: S, address: IpAddr, identity: Arc<PeerIdentity>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let limit = house.agent.snapshot().config.max_children;
+    let (child, live) = house.children.admit();
+    let overloaded = live > limit;
+    if overloaded {
+        Action::new("overload")
+            .field("LIVE", live - 1)
+            .field("PEER", address)
+            .warning();
+        if live > limit + MAX_APOLOGIES {
+            return;
+        }
+    }
+    let deadlines = Deadlines::default();
+    let mut stop = house.stop.clone();
+    let mut stream = BufReader::with_capacity(4096, stream);
+    let first = tokio::select! {
+        first = timeout(deadlines.header, stream.fill_buf()) => first,
+        () = told_to_stop(&mut stop) => return,
+    };
+    match first {
+        Ok(Ok([])) => {
+            let farewell = async {
+                stream
+                    .write_all(&reply::raw_bad_request(errors::EMPTY_REQUEST))
+                    .await?;
+                stream.shutdown().await
+            };
+            let _ = timeout(deadlines.send, farewell).await;
+            return;
+        }
+        Ok(Ok(_)) => {}
+        Ok(Err(_)) | Err(_) => return,
+    }
+
+    let phase = Phase::new();
+    let peer = Peer {
+        address: address.to_string().into(),
+        identity,
+        _child: child,
+        overloaded,
+    };
+    let service = service_fn(|request: Request<Incoming>| {
+        let (house, peer, phase) = (house.clone(), peer.clone(), phase.clone());
+        async move {
+            phase.request_begins();
+            let response: Response = gate::answer(&house.agent, house.router, peer, request).await;
+            phase.answer_is_ready();
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let stream = TokioIo::new(Patient::new(stream, phase.clone(), deadlines));
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .keep_alive(true)
+            // A peer that has said all it wants to say may still wait for the answer.
+            .half_close(true)
+            .auto_date_header(false)
+            .header_read_timeout(None)
+            .max_buf_size(MAX_HEAD)
+            .serve_connection(stream, service)
+    );
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = told_to_stop(&mut stop) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = connection.await;
+}

@@ -1,0 +1,206 @@
+//! `POST /run` (spec/agent.md 9.2, 11). A refusal is HTTP 200 with `exit` -1 and `error`: peers depend on it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Serialize;
+
+use crate::applets::cea::gate::{Caller, Payload};
+use crate::applets::cea::lenient::{self, BadRun, RunRequest};
+use crate::applets::cea::reply;
+use crate::applets::cea::state::Agent;
+use crate::core::authhook::{self, Decision, HookAction, HookContext};
+use crate::core::exec::executor_client::{ExecutorRequest, run_by_executor};
+use crate::core::exec::runner::{RunSpec, run_script, script_environment};
+use crate::core::exec::{Outcome, lossy};
+use crate::core::logging::Action;
+use crate::core::profile;
+use crate::core::wire::{RunRefusal, RunReply, errors};
+
+/// Said in full to people, matched by its beginning.
+const NO_ASYNC: &str = "async runs are not yet supported by this agent - run it synchronously";
+
+/// What a script gets on its stdin (spec/agent.md 11.1).
+#[derive(Serialize)]
+struct ScriptContext<'a> {
+    script: &'a str,
+    args: &'a [String],
+    reqid: &'a str,
+    peer_ip: &'a str,
+    username: &'a str,
+    token: &'a str,
+    dispatcher: &'a str,
+    timestamp: String,
+}
+
+pub(super) async fn handle(
+    State(agent): State<Arc<Agent>>,
+    caller: Caller,
+    Payload(body): Payload,
+) -> Response {
+    let request = match lenient::run_request(&body) {
+        Ok(request) => request,
+        Err(bad) => return refuse_body(bad),
+    };
+    drop(body);
+    let path = match authorise(&caller, &request).await {
+        Ok(path) => path,
+        Err(refusal) => return refusal,
+    };
+    if request.asynchronous {
+        return refuse(&request, NO_ASYNC);
+    }
+    // In a task of its own: a client that goes away neither stops the script nor keeps its end out of the log.
+    match tokio::spawn(run(agent, caller, request, path)).await {
+        Ok(reply) => reply::ok(&reply),
+        Err(_) => reply::error(
+            hyper::StatusCode::INTERNAL_SERVER_ERROR,
+            "the run was abandoned",
+        ),
+    }
+}
+
+fn refuse_body(bad: BadRun) -> Response {
+    let (error, reqid) = match bad {
+        BadRun::NotJson => (errors::INVALID_JSON.to_owned(), None),
+        BadRun::Args {
+            reqid,
+            nested: false,
+        } => (errors::ARGS_NOT_ARRAY.to_owned(), Some(reqid)),
+        BadRun::Args {
+            reqid,
+            nested: true,
+        } => (
+            format!("{} of strings", errors::ARGS_NOT_ARRAY),
+            Some(reqid),
+        ),
+    };
+    reply::ok(&RunRefusal {
+        script: None,
+        exit: -1,
+        error,
+        reqid,
+    })
+}
+
+fn refuse(request: &RunRequest, error: impl Into<String>) -> Response {
+    reply::ok(&RunRefusal {
+        script: Some(request.script.clone()),
+        exit: -1,
+        error: error.into(),
+        reqid: Some(request.reqid.clone()),
+    })
+}
+
+/// Allowlist and directories, then the hook. The path to run, or the refusal.
+async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Response> {
+    let snapshot = &caller.snapshot;
+    let deny = || {
+        Action::new("deny")
+            .field("PEER", &caller.peer.address)
+            .field("REQID", &request.reqid)
+            .field("SCRIPT", &request.script)
+    };
+    let permitted = profile::resolve(&request.script, &snapshot.allowlist, &snapshot.config);
+    let permitted = permitted.map_err(|_| {
+        deny().warning();
+        refuse(request, errors::SCRIPT_NOT_PERMITTED)
+    })?;
+
+    let context = HookContext {
+        script: request.script.clone(),
+        args: request.args.clone(),
+        username: request.username.clone(),
+        token: request.token.clone(),
+        source_ip: caller.peer.address.to_string(),
+        dispatcher: caller.dispatcher.to_string(),
+        dispatcher_serial: caller.peer.serial(),
+        ..HookContext::new(HookAction::Run)
+    };
+    let hook = snapshot.config.auth_hook.as_ref();
+    match authhook::authorise(hook, authhook::Caller::Agent, &context, &snapshot.clock).await {
+        Decision::Allowed => Ok(permitted.path.as_path().to_owned()),
+        Decision::Denied { reason, .. } => {
+            deny()
+                .field("DISPATCHER", &caller.dispatcher)
+                .field("REASON", &reason)
+                .warning();
+            Err(if snapshot.config.auth_deny_generic {
+                refuse(request, errors::SCRIPT_NOT_PERMITTED)
+            } else {
+                refuse(request, format!("{}: {reason}", errors::NOT_AUTHORISED))
+            })
+        }
+    }
+}
+
+async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathBuf) -> RunReply {
+    let snapshot = &caller.snapshot;
+    let context = ScriptContext {
+        script: &request.script,
+        args: &request.args,
+        reqid: &request.reqid,
+        peer_ip: &caller.peer.address,
+        username: &request.username,
+        token: request.token.expose(),
+        dispatcher: caller.dispatcher.as_str(),
+        timestamp: snapshot.clock.iso_now(),
+    };
+    // A struct of strings always serialises.
+    let context_json = serde_json::to_vec(&context).unwrap_or_default();
+    let config = &snapshot.config;
+    let outcome = match &config.executor_socket {
+        Some(socket) => {
+            let order = ExecutorRequest {
+                reqid: request.reqid.clone(),
+                dispatcher: caller.dispatcher.to_string(),
+                script: request.script.clone(),
+                stdin: context_json,
+                args: request.args.clone(),
+            };
+            run_by_executor(socket, &order, config.run_timeout, config.max_output).await
+        }
+        None => {
+            let spec = RunSpec {
+                path,
+                args: request.args.clone(),
+                env: script_environment(&agent.context.env),
+                context_json,
+                stdin_timeout: config.stdin_timeout,
+                run_timeout: config.run_timeout,
+                max_output: config.max_output,
+            };
+            run_script(spec).await
+        }
+    };
+    log_end(&caller, &request, &outcome);
+    RunReply {
+        script: request.script,
+        exit: outcome.exit,
+        stdout: lossy(outcome.stdout),
+        stderr: lossy(outcome.stderr),
+        reqid: request.reqid,
+        signal: outcome.signal,
+        truncated: outcome.truncated,
+        timed_out: outcome.timed_out,
+    }
+}
+
+fn log_end(caller: &Caller, request: &RunRequest, outcome: &Outcome) {
+    if let Some(bytes) = outcome.stdin_unsent {
+        Action::new("stdin-timeout")
+            .field("BYTES", bytes)
+            .field("REQID", &request.reqid)
+            .field("SCRIPT", &request.script)
+            .warning();
+    }
+    Action::new("run")
+        .field("DISPATCHER", &caller.dispatcher)
+        .field("EXIT", outcome.exit)
+        .field("PEER", &caller.peer.address)
+        .field("REQID", &request.reqid)
+        .field("SCRIPT", &request.script)
+        .info();
+}

@@ -1,0 +1,145 @@
+//! Accepts connections and sees them through the handshake, each in a task of its own: nothing that a peer does or omits to do keeps
+//! others waiting or ends the daemon (spec/agent.md 7.2, weaknesses W1 and W3 of 19.2).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::applets::cea::admission::Failure;
+use crate::applets::cea::connection::{self, Children};
+use crate::applets::cea::state::Agent;
+use crate::core::logging::Action;
+use crate::core::tls;
+
+/// Longest time for a handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Handshakes under way at the same time; further connections wait in the kernel.
+const MAX_HANDSHAKES: usize = 128;
+/// Pause after an accept that failed (out of descriptors): trying at once again would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// A failing accept is logged this often and no more.
+const ACCEPT_LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// What every connection needs.
+#[derive(Clone)]
+pub(super) struct House {
+    pub(super) agent: Arc<Agent>,
+    pub(super) router: axum::Router,
+    pub(super) children: Children,
+    pub(super) stop: watch::Receiver<bool>,
+    /// Held by every task; when all are gone, the last request is answered.
+    pub(super) _presence: mpsc::Sender<()>,
+}
+
+/// Serves until told to stop. Returns at once then; requests in flight go on.
+pub(super) async fn accept_loop(listener: TcpListener, house: House) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let mut stop = house.stop.clone();
+    let mut complained: Option<Instant> = None;
+    loop {
+        let next = async {
+            let slot = handshakes.clone().acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            () = told_to_stop(&mut stop) => return,
+            next = next => next,
+        };
+        // The semaphore is never closed.
+        let Ok(slot) = slot else { return };
+        match accepted {
+            Ok((stream, address)) => {
+                let address = address.ip().to_canonical();
+                if may_enter(&house.agent, address) {
+                    tokio::spawn(receive(house.clone(), stream, address, slot));
+                }
+            }
+            Err(error) => {
+                if complained.is_none_or(|at| at.elapsed() > ACCEPT_LOG_PAUSE) {
+                    complained = Some(Instant::now());
+                    Action::new("accept-retry").field("REASON", error).warning();
+                }
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The cheap refusals, before any cryptography.
+fn may_enter(agent: &Agent, address: IpAddr) -> bool {
+    let snapshot = agent.snapshot();
+    let allowed = &snapshot.config.allowed_ips;
+    if !allowed.is_empty() && !allowed.iter().any(|range| range.contains(address)) {
+        Action::new("ip-block").field("PEER", address).warning();
+        return false;
+    }
+    agent.admission().at_the_door(address, Instant::now())
+}
+
+async fn receive(house: House, stream: TcpStream, address: IpAddr, slot: OwnedSemaphorePermit) {
+    let agent = &house.agent;
+    let snapshot = agent.snapshot();
+    let _ = stream.set_nodelay(true);
+    let acceptor = TlsAcceptor::from(snapshot.tls.clone());
+    let accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+    drop(slot);
+    agent.admission().handshake_over(address);
+
+    let failed = |failure, reason: String| {
+        Action::new("tls-failure")
+            .field("PEER", address)
+            .field("REASON", reason)
+            .warning();
+        let now = Instant::now();
+        agent.admission().handshake_failed(address, failure, now);
+    };
+    let stream = match accepted {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return failed(sort(&error), tls::classify(&error).to_string()),
+        Err(_) => return failed(Failure::Disconnected, "handshake timed out".to_owned()),
+    };
+    let identity = match tls::peer_identity(stream.get_ref().1) {
+        Ok(identity) => Arc::new(identity),
+        Err(error) => return failed(Failure::Probe, error.to_string()),
+    };
+
+    let welcome = {
+        let now = Instant::now();
+        let mut admission = agent.admission();
+        if snapshot.dispatcher(&identity).is_some() {
+            admission.trusted_arrived(address, now);
+            true
+        } else {
+            admission.stranger_arrived(address, now)
+        }
+    };
+    if welcome {
+        connection::serve(house.clone(), stream, address, identity).await;
+    }
+}
+
+fn sort(error: &std::io::Error) -> Failure {
+    use std::io::ErrorKind;
+    if tls::classify(error).is_about_time() {
+        return Failure::Clock;
+    }
+    match error.kind() {
+        ErrorKind::UnexpectedEof
+        | ErrorKind::ConnectionReset
+        | ErrorKind::ConnectionAborted
+        | ErrorKind::BrokenPipe
+        | ErrorKind::TimedOut => Failure::Disconnected,
+        _ => Failure::Probe,
+    }
+}
+
+/// Ends when the daemon is told to stop.
+pub(super) async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
+    // An error means that the daemon itself is gone: as good as the word.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

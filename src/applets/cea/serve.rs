@@ -1,0 +1,187 @@
+//! `cea serve`: start-up in the order of spec/agent.md 6.1, signals, shutdown.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use crate::applets::cea::connection::Children;
+use crate::applets::cea::listener::{self, House};
+use crate::applets::cea::state::{Agent, LoadError, Snapshot};
+use crate::applets::cea::{Files, bind, handlers, notify};
+use crate::applets::{AppError, Context, Exit};
+use crate::complain;
+use crate::core::logging::Action;
+use crate::core::sys;
+
+/// How long requests in flight are waited for after SIGTERM. Scripts whose requests are not answered by then run on.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+pub(super) fn serve(context: &Context, files: &Files) -> Result<Exit, AppError> {
+    let failed = |what: &str, e: io::Error| AppError::failed(format!("{what}: {e}"));
+    sys::inherited::close_on_exec().map_err(|e| failed("Cannot mark inherited descriptors", e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failed("Cannot start the runtime", e))?;
+    let done = runtime.block_on(run(context, files));
+    // A name look-up may still hang in a thread of its own; it has nothing to tell us any more.
+    runtime.shutdown_background();
+    done
+}
+
+async fn run(context: &Context, files: &Files) -> Result<Exit, AppError> {
+    // Before anything else: a reload request during the start must not end the daemon.
+    let signals = Signals::new()
+        .map_err(|e| AppError::failed(format!("Cannot install signal handlers: {e}")))?;
+    let daemon = Daemon::start(context, files)?;
+    let agent = daemon.agent.clone();
+    Action::new("start")
+        .field("PORT", daemon.address.port())
+        .info();
+    complain!("listening on {}", daemon.address);
+    let manager = context.var("NOTIFY_SOCKET");
+    notify::tell(manager, "READY=1");
+    daemon.serve(signals.until_told_to_stop(&agent)).await;
+    Ok(Exit::Success)
+}
+
+/// The agent, listening.
+pub(super) struct Daemon {
+    pub(super) agent: Arc<Agent>,
+    pub(super) address: SocketAddr,
+    listener: TcpListener,
+}
+
+impl Daemon {
+    /// Reads everything and listens.
+    ///
+    /// # Errors
+    /// Status 78 for what a restart would not mend, 1 when the address cannot be had.
+    pub(super) fn start(context: &Context, files: &Files) -> Result<Self, AppError> {
+        let snapshot = Snapshot::load(context, files).map_err(|e| explain(&e, context, files))?;
+        let (bind, port) = (snapshot.config.bind, snapshot.config.port);
+        let cannot =
+            |e: io::Error| AppError::failed(format!("Cannot start server: {e} (port {port})"));
+        let listener = bind::listen(bind, port)
+            .and_then(TcpListener::from_std)
+            .map_err(cannot)?;
+        let address = listener.local_addr().map_err(cannot)?;
+        make_room_for_descriptors(snapshot.config.max_children);
+        Ok(Self {
+            agent: Arc::new(Agent::new(context.clone(), files.clone(), snapshot)),
+            address,
+            listener,
+        })
+    }
+
+    /// Serves until the future ends, then waits a while for the requests in flight.
+    pub(super) async fn serve(self, until: impl Future<Output = ()>) {
+        let (stop, stopping) = watch::channel(false);
+        let (presence, mut all_gone) = mpsc::channel(1);
+        let house = House {
+            router: handlers::router(self.agent.clone()),
+            agent: self.agent.clone(),
+            children: Children::default(),
+            stop: stopping,
+            _presence: presence,
+        };
+        tokio::select! {
+            () = listener::accept_loop(self.listener, house) => {}
+            () = until => {}
+        }
+        notify::tell(self.agent.context.var("NOTIFY_SOCKET"), "STOPPING=1");
+        let _ = stop.send(true);
+        // Every connection holds a sender; the channel ends with the last of them.
+        let _ = timeout(STOP_GRACE, all_gone.recv()).await;
+    }
+}
+
+/// Raises the soft limit of open files to what `max_children` runs need (a connection, three pipes, a process handle each), as far as
+/// the hard limit allows. Scripts inherit it, so it is not simply set to the hard limit.
+fn make_room_for_descriptors(max_children: usize) {
+    let wanted = u64::try_from(max_children)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(6)
+        + 256;
+    let limits = getrlimit(Resource::Nofile);
+    let reachable = wanted.min(limits.maximum.unwrap_or(u64::MAX));
+    if limits.current.is_some_and(|current| current < reachable) {
+        let raised = Rlimit {
+            current: Some(reachable),
+            maximum: limits.maximum,
+        };
+        // Without it accept pauses when descriptors run out; that is no reason not to start.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+}
+
+struct Signals {
+    hup: Signal,
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hup: signal(SignalKind::hangup())?,
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Reloads as often as it is asked to; returns on SIGTERM or SIGINT.
+    async fn until_told_to_stop(mut self, agent: &Agent) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.hup.recv() => agent.reload(),
+            }
+        }
+    }
+}
+
+/// The message and status of a start that cannot be: 78, because a restart would not help (spec/agent.md 2.3).
+fn explain(error: &LoadError, context: &Context, files: &Files) -> AppError {
+    let config = files
+        .config
+        .clone()
+        .unwrap_or_else(|| first_existing(context.paths.agent_toml(), context.paths.agent_conf()));
+    let allowlist = files.allowlist.clone().unwrap_or_else(|| {
+        first_existing(context.paths.scripts_toml(), context.paths.scripts_conf())
+    });
+    let where_to_look = format!(
+        "\n\nConfiguration: {}\nAllowlist:     {}",
+        config.display(),
+        allowlist.display()
+    );
+    AppError::config(match error {
+        LoadError::Config(text) => format!(
+            "ctrl-exec-agent: cannot start - configuration error\n\n{text}{where_to_look}\n\nIn a .conf file a comment needs a line of its own: inline '#' comments are not supported."
+        ),
+        LoadError::Material(text) => {
+            format!("ctrl-exec-agent: cannot start - configuration error\n\n{text}{where_to_look}")
+        }
+        LoadError::Unpaired { what, path } => format!(
+            "ctrl-exec-agent: cannot start - this agent has not been paired yet\n\nMissing {what}: {}\n\nPair it with: ctrl-exec-agent request-pairing --dispatcher HOST",
+            path.display()
+        ),
+    })
+}
+
+fn first_existing(toml: std::path::PathBuf, conf: std::path::PathBuf) -> std::path::PathBuf {
+    if !toml.exists() && conf.exists() {
+        conf
+    } else {
+        toml
+    }
+}

@@ -1,0 +1,265 @@
+//! What the daemon knows: one immutable picture of everything read from disk, replaced as a whole, and what lives beside it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use std::time::Instant;
+
+use tokio::sync::OnceCell;
+
+use crate::applets::Context;
+use crate::applets::cea::admission::Admission;
+use crate::applets::cea::{Files, material, scripts};
+use crate::complain;
+use crate::core::clock::Clock;
+use crate::core::config::diagnostics::Diagnostic;
+use crate::core::config::{self, AgentConfig, Allowlist};
+use crate::core::hostname;
+use crate::core::logging::Action;
+use crate::core::pki::PeerIdentity;
+use crate::core::profile::schema::Schema;
+use crate::core::tls;
+use crate::core::trust::{RevocationList, TrustMap};
+use crate::core::types::{DispatcherId, ScriptName};
+
+/// Everything that is read from disk. A request uses one of these from its beginning to its end.
+pub(super) struct Snapshot {
+    pub(super) config: AgentConfig,
+    pub(super) allowlist: Allowlist,
+    pub(super) sidecars: BTreeMap<ScriptName, Schema>,
+    pub(super) trust: TrustMap,
+    /// `None`: no such file, so nothing is revoked.
+    pub(super) revoked: Option<RevocationList>,
+    pub(super) tls: Arc<rustls::ServerConfig>,
+    pub(super) clock: Clock,
+}
+
+/// Why there is no [`Snapshot`].
+#[derive(Debug)]
+pub(super) enum LoadError {
+    /// `agent.*` or `scripts.*` cannot be used.
+    Config(String),
+    /// One of the three files of a pairing is not there.
+    Unpaired { what: &'static str, path: PathBuf },
+    /// A file with keys, certificates or serials is there and cannot be used.
+    Material(String),
+}
+
+impl Snapshot {
+    /// Reads everything, in the order of spec/agent.md 6.1. Warnings go to stderr.
+    ///
+    /// # Errors
+    /// See [`LoadError`]: nothing half-read is ever used.
+    pub(super) fn load(context: &Context, files: &Files) -> Result<Self, LoadError> {
+        let configuration = |e: &dyn std::fmt::Display| LoadError::Config(e.to_string());
+        let unusable = |e: &dyn std::fmt::Display| LoadError::Material(e.to_string());
+
+        let loaded = config::load_agent(&context.paths, files.config.as_deref())
+            .map_err(|e| configuration(&e))?;
+        warn(&loaded.warnings);
+        let config = loaded.value;
+        let loaded = config::load_allowlist(&context.paths, files.allowlist.as_deref(), &config)
+            .map_err(|e| configuration(&e))?;
+        warn(&loaded.warnings);
+        let allowlist = loaded.value;
+        let sidecars = scripts::load_sidecars(&allowlist);
+        config::check_profiles(&allowlist, &config).map_err(|e| configuration(&e))?;
+        if config.executor_socket.is_none() {
+            warn_of_unenforced_profiles(&allowlist);
+        }
+
+        let revoked = RevocationList::load(&config.revoked_serials).map_err(|e| unusable(&e))?;
+        if revoked.is_none() {
+            Action::new("revoked-serials-absent")
+                .field("PATH", config.revoked_serials.display())
+                .field("REASON", "file not found - no serials revoked")
+                .info();
+        }
+        if let Some(list) = &revoked {
+            warn_of_lines(list.skipped(), &config.revoked_serials, "no serial");
+        }
+        let trust = TrustMap::load(&config.trusted_dispatchers_path).map_err(|e| unusable(&e))?;
+        warn_of_lines(
+            trust.skipped(),
+            &config.trusted_dispatchers_path,
+            "no serial and dispatcher id",
+        );
+
+        if let Some((what, path)) = missing(&config) {
+            return Err(LoadError::Unpaired {
+                what,
+                path: path.to_owned(),
+            });
+        }
+        let clock = Clock::with_floor_from(&[
+            &config.cert,
+            &config.ca,
+            &config.trusted_dispatchers_path,
+            &config.source,
+        ]);
+        if clock.is_behind() {
+            Action::new("clock-unsynced")
+                .field("TIME", clock.iso_now())
+                .warning();
+        }
+        let identity = material::identity(&config).map_err(LoadError::Material)?;
+        let authorities = material::authorities(&config).map_err(LoadError::Material)?;
+        let tls =
+            tls::server_config(&identity, &authorities, clock.clone()).map_err(|e| unusable(&e))?;
+        Ok(Self {
+            config,
+            allowlist,
+            sidecars,
+            trust,
+            revoked,
+            tls,
+            clock,
+        })
+    }
+}
+
+impl Snapshot {
+    /// Which dispatcher a peer is; `None` for everybody who is not trusted.
+    pub(super) fn dispatcher(&self, peer: &PeerIdentity) -> Option<&DispatcherId> {
+        self.trust.lookup(peer)
+    }
+}
+
+/// The first file of a pairing that is not there, in the order of the original: certificate, key, CA.
+pub(super) fn missing(config: &AgentConfig) -> Option<(&'static str, &Path)> {
+    [
+        ("certificate", config.cert.as_path()),
+        ("key", config.key.as_path()),
+        ("CA certificate", config.ca.as_path()),
+    ]
+    .into_iter()
+    .find(|(_, path)| !path.is_file())
+}
+
+fn warn(warnings: &[Diagnostic]) {
+    for warning in warnings {
+        complain!("{warning}");
+    }
+}
+
+/// A line that says nothing is a serial that somebody believes revoked or trusted.
+fn warn_of_lines(lines: &[usize], path: &Path, lacking: &str) {
+    if let Some(first) = lines.first() {
+        let count = lines.len();
+        complain!(
+            "Warning: '{}': {count} line(s) ignored because they hold {lacking}, the first is line {first}.",
+            path.display()
+        );
+        Action::new("config-warn")
+            .field("KEY", path.display())
+            .field("MSG", format!("line {first} holds {lacking} - ignored"))
+            .warning();
+    }
+}
+
+fn warn_of_unenforced_profiles(allowlist: &Allowlist) {
+    let named = allowlist
+        .scripts
+        .values()
+        .filter(|entry| entry.profile.as_str() != "default")
+        .count();
+    if named > 0 {
+        complain!(
+            "Warning: {named} script(s) name a profile, but 'executor_socket' is not set: profiles are not enforced, every script runs as the agent's user."
+        );
+    }
+}
+
+/// The daemon.
+pub(super) struct Agent {
+    pub(super) context: Context,
+    files: Files,
+    snapshot: RwLock<Arc<Snapshot>>,
+    admission: Mutex<Admission>,
+    host: OnceCell<String>,
+}
+
+impl Agent {
+    pub(super) fn new(context: Context, files: Files, snapshot: Snapshot) -> Self {
+        let admission = Mutex::new(Admission::new(&snapshot.config, Instant::now()));
+        Self {
+            context,
+            files,
+            snapshot: RwLock::new(Arc::new(snapshot)),
+            admission,
+            host: OnceCell::new(),
+        }
+    }
+
+    /// The present picture.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The bookkeeping about addresses and dispatchers. Never held across an await.
+    pub(super) fn admission(&self) -> MutexGuard<'_, Admission> {
+        self.admission
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Name of this host, as ping and capabilities report it. Asked for once, when first needed: a name server that is not up yet
+    /// must not keep the agent from starting.
+    pub(super) async fn host(&self) -> &str {
+        self.host
+            .get_or_init(async || {
+                let given = self.context.var("CTRL_EXEC_HOSTNAME").map(str::to_owned);
+                tokio::task::spawn_blocking(move || hostname::fqdn(given.as_deref()))
+                    .await
+                    .unwrap_or_default()
+            })
+            .await
+    }
+
+    /// Reads everything anew and, if all of it is usable, puts it in force for the requests that come; otherwise nothing changes.
+    /// Forgets all rate-limit state, as the original does.
+    pub(super) fn reload(&self) {
+        let fresh = match Snapshot::load(&self.context, &self.files) {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                let reason = error.one_line();
+                complain!("reload failed, the old configuration stays in force: {reason}");
+                Action::new("config-reload").field("ERROR", reason).err();
+                return;
+            }
+        };
+        let old = self.snapshot();
+        if (fresh.config.port, fresh.config.bind) != (old.config.port, old.config.bind) {
+            Action::new("config-reload")
+                .field("KEY", "port, bind")
+                .field("MSG", "the listening address changes only with a restart")
+                .warning();
+        }
+        self.admission().forget(&fresh.config, Instant::now());
+        let scripts = fresh.allowlist.scripts.len();
+        let dispatchers = fresh.trust.entries().len();
+        *self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        complain!("configuration reloaded");
+        Action::new("config-reload")
+            .field("SCRIPTS", scripts)
+            .field("TRUSTED", dispatchers)
+            .info();
+    }
+}
+
+impl LoadError {
+    /// For a log line.
+    pub(super) fn one_line(&self) -> String {
+        match self {
+            Self::Config(text) | Self::Material(text) => text.clone(),
+            Self::Unpaired { what, path } => format!("{what} '{}' is missing", path.display()),
+        }
+    }
+}

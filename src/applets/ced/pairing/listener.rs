@@ -1,0 +1,220 @@
+//! The pairing port: accepts raw connections, shakes hands in bounded tasks, hands finished streams to [`super::connection`].
+
+use std::collections::HashMap;
+use std::fs::Metadata;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::connection::{self, Shared};
+use crate::core::config::DispatcherConfig;
+use crate::core::logging::Action;
+use crate::core::pairing::STEP_TIMEOUT;
+use crate::core::pairing::dispatcher::Setup;
+use crate::core::pki::Certificate;
+use crate::core::ratelimit::{RateLimiter, Verdict, source_key};
+use crate::core::tls::{self, Identity, TlsError};
+use crate::core::types;
+
+/// Connections in all: the queue's depth is far below, the rest are handshakes and refusals.
+const MAX_CONNECTIONS: usize = 128;
+/// Connections of one source (this host itself is not limited), so that one cannot take all.
+const MAX_PER_SOURCE: usize = 32;
+/// How long connections may take to say good-bye when the session ends.
+const FAREWELL: Duration = Duration::from_secs(15);
+
+/// The certificate that is presented, loaded anew when a rotation replaced the file.
+pub(super) struct Presented {
+    cert: PathBuf,
+    key: PathBuf,
+    stamp: Option<(i64, i64, u64)>,
+    pub(super) certificate: Certificate,
+    acceptor: TlsAcceptor,
+    setup: Setup,
+}
+
+impl Presented {
+    /// # Errors
+    /// Certificate or key are missing or do not fit.
+    pub(super) fn load(config: &DispatcherConfig) -> Result<Self, TlsError> {
+        let stamp = stamp(&config.cert);
+        let identity = Identity::load(&config.cert, &config.key)?;
+        let certificate = identity.certificate().clone();
+        Ok(Self {
+            cert: config.cert.clone(),
+            key: config.key.clone(),
+            stamp,
+            acceptor: TlsAcceptor::from(tls::pairing_server_config(&identity)?),
+            setup: Setup {
+                server_cert: types::sha256(&[&certificate.der]),
+                require_bound: config.pairing_require_bound_code,
+            },
+            certificate,
+        })
+    }
+
+    /// A rotation in progress leaves a pair that does not fit for a moment; the old one serves until the new one is whole.
+    fn refresh(&mut self) {
+        let now = stamp(&self.cert);
+        if now == self.stamp {
+            return;
+        }
+        let loaded = Identity::load(&self.cert, &self.key)
+            .and_then(|identity| Ok((tls::pairing_server_config(&identity)?, identity)));
+        if let Ok((config, identity)) = loaded {
+            self.stamp = now;
+            self.certificate = identity.certificate().clone();
+            self.setup.server_cert = types::sha256(&[&self.certificate.der]);
+            self.acceptor = TlsAcceptor::from(config);
+        }
+    }
+}
+
+fn stamp(path: &Path) -> Option<(i64, i64, u64)> {
+    let of = |m: Metadata| (m.mtime(), m.mtime_nsec(), m.ino());
+    std::fs::metadata(path).ok().map(of)
+}
+
+/// Who is connected, and who was lately.
+struct Guests {
+    limiter: RateLimiter,
+    started: Instant,
+    present: HashMap<IpAddr, usize>,
+}
+
+impl Guests {
+    /// Whether this source may go on. `record`: it is through the handshake, which is what counts.
+    fn admit(&mut self, source: IpAddr, record: bool) -> bool {
+        let (key, now) = (source_key(source), self.started.elapsed());
+        let verdict = self.limiter.check(&key, now);
+        if let Verdict::BlockStarts(reason) = verdict {
+            Action::new("rate-block")
+                .field("PEER", source)
+                .field("REASON", reason)
+                .warning();
+        }
+        if verdict != Verdict::Allow {
+            return false;
+        }
+        if record {
+            self.limiter.record_connection(&key, now);
+            if let Some(evicted) = self.limiter.take_eviction() {
+                Action::new("rate-evict")
+                    .field("COUNT", evicted.count)
+                    .warning();
+            }
+        }
+        true
+    }
+}
+
+/// One place of its source, given back when dropped.
+struct Seat {
+    guests: Arc<Mutex<Guests>>,
+    source: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut guests = lock(&self.guests);
+        if let Some(count) = guests.present.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                guests.present.remove(&self.source);
+            }
+        }
+    }
+}
+
+fn lock(guests: &Mutex<Guests>) -> std::sync::MutexGuard<'_, Guests> {
+    guests
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Accepts until the session ends, then lets every connection say good-bye.
+pub(super) async fn serve(
+    listener: TcpListener,
+    mut presented: Presented,
+    config: &DispatcherConfig,
+    shared: Arc<Shared>,
+) {
+    let guests = Arc::new(Mutex::new(Guests {
+        limiter: RateLimiter::new(config.pairing_rate_limit, None),
+        started: Instant::now(),
+        present: HashMap::new(),
+    }));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut tasks = JoinSet::new();
+    let mut ended = shared.ended.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = ended.wait_for(|ended| *ended) => break,
+            // Finished tasks are collected as they end.
+            Some(_) = tasks.join_next() => continue,
+        };
+        let Ok((stream, address)) = accepted else {
+            // Out of descriptors or memory: do not spin.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let source = address.ip().to_canonical();
+        let Some(seat) = take_seat(&guests, &places, source) else {
+            continue;
+        };
+        presented.refresh();
+        let (acceptor, setup) = (presented.acceptor.clone(), presented.setup);
+        tasks.spawn(welcome(stream, acceptor, setup, seat, Arc::clone(&shared)));
+    }
+    let _ = timeout(FAREWELL, async {
+        while tasks.join_next().await.is_some() {}
+    })
+    .await;
+    tasks.shutdown().await;
+}
+
+/// Cheap refusals, without a byte to the peer.
+fn take_seat(guests: &Arc<Mutex<Guests>>, places: &Arc<Semaphore>, source: IpAddr) -> Option<Seat> {
+    let permit = Arc::clone(places).try_acquire_owned().ok()?;
+    let mut held = lock(guests);
+    if !held.admit(source, false) {
+        return None;
+    }
+    let count = held.present.entry(source).or_default();
+    if *count >= MAX_PER_SOURCE && !source.is_loopback() {
+        return None;
+    }
+    *count += 1;
+    Some(Seat {
+        guests: Arc::clone(guests),
+        source,
+        _permit: permit,
+    })
+}
+
+async fn welcome(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    setup: Setup,
+    seat: Seat,
+    shared: Arc<Shared>,
+) {
+    // A mere probe of the port ends here, and does not count.
+    let Ok(Ok(stream)) = timeout(STEP_TIMEOUT, acceptor.accept(stream)).await else {
+        return;
+    };
+    if !lock(&seat.guests).admit(seat.source, true) {
+        return;
+    }
+    connection::serve(stream, seat.source, setup, shared).await;
+}

@@ -1,0 +1,270 @@
+//! The allowlist: from raw entries to [`Allowlist`], and the check across both files of an agent.
+
+use std::path::Path;
+
+use super::diagnostics::{Report, Severity};
+use super::error::UndefinedProfiles;
+use super::raw::{Located, Style};
+use super::reader::Reader;
+use super::scripts_conf::RawScript;
+use super::source::SourceFile;
+use super::toml_front::RawScriptTable;
+use super::{AgentConfig, Allowlist, ScriptEntry};
+use crate::core::profile;
+use crate::core::types::{AbsolutePath, ProfileName};
+
+/// The profile of a script that names none. It must be defined like any other.
+pub const DEFAULT_PROFILE: &str = "default";
+
+/// Turns the tables of `scripts.toml` into the form that `scripts.conf` has.
+pub(super) fn from_toml(
+    tables: Vec<RawScriptTable>,
+    source: &SourceFile,
+    report: &mut Report,
+) -> Vec<RawScript> {
+    let mut scripts = Vec::new();
+    for (name, table) in tables {
+        let context = format!("Script '{}': ", name.value);
+        let mut r = Reader::new(source, report, Style::Toml, table, context);
+        if !r.has("path") {
+            r.error(
+                &name.span,
+                "'path' is missing: name the absolute path of the script",
+            );
+        }
+        let (path, profile) = (r.text("path"), r.text("profile"));
+        r.finish();
+        if let Some(path) = path {
+            scripts.push(RawScript {
+                name: name.value,
+                path,
+                profile,
+            });
+        }
+    }
+    scripts
+}
+
+/// Validates the entries.
+pub(super) fn build(
+    scripts: Vec<RawScript>,
+    source: &SourceFile,
+    report: &mut Report,
+) -> Allowlist {
+    let mut allowlist = Allowlist {
+        source: source.path.clone(),
+        scripts: std::collections::BTreeMap::new(),
+    };
+    for script in scripts {
+        let mut error = |span, message: String| {
+            report.add(source.diagnostic(Severity::Error, span, message));
+        };
+        let name = &script.name;
+        let path = match AbsolutePath::new(&script.path.value) {
+            Ok(path) if script.path.value.len() <= 4095 => path,
+            Ok(_) => {
+                error(
+                    &script.path.span,
+                    format!("Script '{name}': path is longer than 4095 bytes"),
+                );
+                continue;
+            }
+            Err(_) => {
+                let message = format!(
+                    "Script '{name}': path must be absolute: {}",
+                    script.path.value
+                );
+                error(&script.path.span, message);
+                continue;
+            }
+        };
+        match profile_name(script.profile.as_ref()) {
+            Ok(profile) => {
+                let entry = ScriptEntry { path, profile };
+                allowlist.scripts.insert(script.name, entry);
+            }
+            Err((span, why)) => {
+                let message = format!("script(s) reference an undefined profile: {name} -> {why}");
+                error(&span, message);
+            }
+        }
+    }
+    if allowlist.scripts.is_empty() && !report.failed() {
+        let message = "no script is allowed: the allowlist is empty";
+        report.add(source.of_file(Severity::Warning, message));
+    }
+    allowlist
+}
+
+/// A name that cannot be a profile's can never be defined, so the script could never run.
+fn profile_name(
+    written: Option<&Located<String>>,
+) -> Result<ProfileName, (std::ops::Range<usize>, String)> {
+    let (text, span) = match written {
+        Some(located) => (located.value.as_str(), located.span.clone()),
+        None => (DEFAULT_PROFILE, 0..0),
+    };
+    ProfileName::new(text).map_err(|wrong| (span, format!("'{text}' ({wrong})")))
+}
+
+/// Warns about scripts that `script_dirs` will refuse. They stay listed: the directories may appear later.
+pub(super) fn warn_outside_dirs(
+    allowlist: &Allowlist,
+    agent: &AgentConfig,
+    source: &SourceFile,
+    report: &mut Report,
+) {
+    for (name, entry) in &allowlist.scripts {
+        if !profile::in_script_dirs(&entry.path, &agent.script_dirs) {
+            let message = format!(
+                "Allowlist: '{name}' will be refused - path not in approved script_dirs: {}",
+                entry.path
+            );
+            report.add(source.of_file(Severity::Warning, message));
+        }
+    }
+}
+
+/// Every profile that a script resolves to must be defined, `default` included (spec/agent.md 3.5).
+///
+/// # Errors
+/// Some are not; the error lists each script with its profile.
+pub fn check_profiles(allowlist: &Allowlist, agent: &AgentConfig) -> Result<(), UndefinedProfiles> {
+    let missing: Vec<_> = allowlist
+        .scripts
+        .iter()
+        .filter(|(_, entry)| !agent.profiles.contains_key(&entry.profile))
+        .map(|(name, entry)| (name.clone(), entry.profile.clone()))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(UndefinedProfiles {
+        missing,
+        source_file: Path::to_owned(&agent.source),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::core::types::ScriptName;
+
+    fn host(agent: &str, file: &str, scripts: &str) -> Host {
+        let host = Host::new();
+        host.write(
+            "/etc/ctrl-exec-agent/agent.conf",
+            &format!("{REQUIRED}{agent}"),
+        );
+        host.write(&format!("/etc/ctrl-exec-agent/{file}"), scripts);
+        host
+    }
+
+    fn name(text: &str) -> ScriptName {
+        ScriptName::new(text).unwrap()
+    }
+
+    #[test]
+    fn conf_and_toml_give_the_same_allowlist() {
+        let conf = host("", "scripts.conf", "a = /x/a\nb = profile=p /x/b\n");
+        let toml = host(
+            "",
+            "scripts.toml",
+            "[scripts.a]\npath = \"/x/a\"\n[scripts]\nb = { path = \"/x/b\", profile = \"p\" }\n",
+        );
+        let (conf, toml) = (conf.allowlist().unwrap(), toml.allowlist().unwrap());
+        assert_eq!(conf.value.scripts, toml.value.scripts);
+        let a = &conf.value.scripts[&name("a")];
+        assert_eq!(
+            (a.path.to_string().as_str(), a.profile.as_str()),
+            ("/x/a", "default")
+        );
+        assert!(conf.warnings.is_empty() && toml.warnings.is_empty());
+    }
+
+    #[test]
+    fn toml_mistakes_are_errors_all_at_once() {
+        let host = host(
+            "",
+            "scripts.toml",
+            "port = 1\n[scripts.a]\npath = \"x\"\n[scripts.\"b c\"]\npath = \"/x\"\n[scripts.d]\nprofil = \"p\"\n[scripts.e]\npath = \"/e\"\nprofile = \"a/b\"\n[scripts]\nf = \"/x\"\n",
+        );
+        let all = errors(host.allowlist());
+        let expected = [
+            "1:1: error: unknown key 'port'; allowed: [scripts.NAME] tables",
+            "3:8: error: Script 'a': path must be absolute: x",
+            "4:10: error: invalid script name 'b c'",
+            "6:10: error: Script 'd': 'path' is missing",
+            "7:1: error: Script 'd': unknown key 'profil'; did you mean 'profile'? Allowed: path, profile",
+            "10:11: error: script(s) reference an undefined profile: e -> 'a/b'",
+        ];
+        for part in expected {
+            assert!(
+                all.iter().any(|line| line.contains(part)),
+                "{all:#?}\n lacks {part}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_empty_allowlist_is_allowed_and_said() {
+        for file in ["scripts.conf", "scripts.toml"] {
+            let loaded = host("", file, "").allowlist().unwrap();
+            assert!(loaded.value.scripts.is_empty());
+            assert!(warnings(&loaded)[0].contains("no script is allowed"));
+        }
+    }
+
+    #[test]
+    fn an_empty_profile_name_is_an_undefined_profile() {
+        let line = error(host("", "scripts.conf", "a = /x profile=\n").allowlist());
+        assert!(line.contains("1:16: error: script(s) reference an undefined profile: a -> ''"));
+    }
+
+    #[test]
+    fn a_script_on_two_lines_is_absent() {
+        let loaded = host("", "scripts.conf", "a = /x\nb = /y\na = /z\n")
+            .allowlist()
+            .unwrap();
+        assert_eq!(
+            loaded.value.scripts.keys().collect::<Vec<_>>(),
+            [&name("b")]
+        );
+        assert!(warnings(&loaded)[0].contains("3:1: warning: Allowlist: skipping 'a'"));
+    }
+
+    #[test]
+    fn scripts_outside_the_approved_directories_are_named() {
+        let loaded = host("script_dirs = /nowhere\n", "scripts.conf", "a = /bin/sh\n").allowlist();
+        let loaded = loaded.unwrap();
+        assert_eq!(loaded.value.scripts.len(), 1);
+        assert!(
+            warnings(&loaded)[0]
+                .contains("'a' will be refused - path not in approved script_dirs: /bin/sh")
+        );
+    }
+
+    #[test]
+    fn every_profile_must_be_defined_also_default() {
+        let check = |agent: &str| {
+            let host = host(
+                agent,
+                "scripts.conf",
+                "a = /x\nb = /y profile=p\nc = /z profile=P\n",
+            );
+            let list = host.allowlist().unwrap().value;
+            check_profiles(&list, &host.agent().unwrap().value)
+        };
+        let text = check("").unwrap_err().to_string();
+        assert!(text.starts_with(
+            "script(s) reference an undefined profile: a -> default, b -> p, c -> P; define"
+        ));
+        let error = check("[profile default]\n[profile p]\n").unwrap_err();
+        assert_eq!(error.missing.len(), 1, "names are case-sensitive");
+        assert!(check("[profile default]\n[profile p]\n[profile P]\n").is_ok());
+        let none = host("", "scripts.conf", "# none\n");
+        let list = none.allowlist().unwrap().value;
+        assert!(check_profiles(&list, &none.agent().unwrap().value).is_ok());
+    }
+}

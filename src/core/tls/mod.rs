@@ -1,0 +1,161 @@
+//! The only place that builds a TLS configuration: TLS 1.2 and 1.3, AEAD suites, `ring` (spec/dispatcher.md 8, spec/agent.md 7.1).
+//!
+//! A finished handshake proves that the peer's certificate is from our CA and within its dates, not who the peer is: names are not
+//! compared (the original's certificates have none that could be). Callers take [`peer_identity`] and ask the trust map or the registry.
+
+mod failure;
+mod identity;
+mod verifier;
+
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, ring as provider};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, CommonState, ServerConfig, SupportedProtocolVersion};
+
+use crate::core::clock::Clock;
+use crate::core::pki::{Certificate, PeerIdentity};
+
+pub use failure::{TlsFailure, classify};
+pub use identity::{Identity, TlsError};
+
+/// ALPN name of our pairing protocol; a peer of the original offers none.
+pub const PAIRING_ALPN: &[u8] = b"ctrl-exec-pair/2";
+
+const VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
+
+/// The suites of spec/dispatcher.md 8 and nothing else; the key exchanges of ring (X25519, P-256, P-384).
+fn suites() -> Arc<CryptoProvider> {
+    use provider::cipher_suite as suite;
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            suite::TLS13_AES_256_GCM_SHA384,
+            suite::TLS13_CHACHA20_POLY1305_SHA256,
+            suite::TLS13_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        ],
+        ..provider::default_provider()
+    })
+}
+
+fn unusable(error: rustls::Error) -> TlsError {
+    TlsError::Config(error.to_string())
+}
+
+/// For calling agents on 7443: presents `identity`, accepts servers with a certificate from one of `cas` that is not a dispatcher's.
+///
+/// # Errors
+/// `cas` is empty or holds a certificate that cannot be a trust anchor.
+pub fn client_config(
+    identity: &Identity,
+    cas: &[Certificate],
+    clock: Clock,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client_of_versions(identity, cas, clock, VERSIONS)
+}
+
+fn client_of_versions(
+    identity: &Identity,
+    cas: &[Certificate],
+    clock: Clock,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let verifier = verifier::Agents::new(cas)?;
+    let mut config = ClientConfig::builder_with_details(suites(), Arc::new(clock))
+        .with_protocol_versions(versions)
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(resolver(identity));
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// For serving on 7443: a client certificate from one of `cas` is required. What its holder may do is for the trust map to say.
+///
+/// # Errors
+/// `cas` is empty or holds a certificate that cannot be a trust anchor.
+pub fn server_config(
+    identity: &Identity,
+    cas: &[Certificate],
+    clock: Clock,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier = verifier::Clients::new(cas)?;
+    let config = ServerConfig::builder_with_details(suites(), Arc::new(clock))
+        .with_protocol_versions(VERSIONS)
+        .map_err(unusable)?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(resolver(identity));
+    Ok(Arc::new(without_resumption(config)))
+}
+
+/// For serving on 7444: nobody has a certificate yet, so none is asked for. Clients may offer [`PAIRING_ALPN`] or no ALPN at all.
+///
+/// # Errors
+/// None that a caller could cause.
+pub fn pairing_server_config(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(suites())
+        .with_protocol_versions(VERSIONS)
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver(identity));
+    config.alpn_protocols = vec![PAIRING_ALPN.to_vec()];
+    Ok(Arc::new(without_resumption(config)))
+}
+
+/// For pairing as a client: accepts whatever certificate the server shows, but makes it prove that it holds the key. The pairing
+/// protocol itself says whose key that is.
+///
+/// # Errors
+/// None that a caller could cause.
+pub fn pairing_client_config() -> Result<Arc<ClientConfig>, TlsError> {
+    pairing_client_of_versions(VERSIONS)
+}
+
+fn pairing_client_of_versions(
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(suites())
+        .with_protocol_versions(versions)
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier::Anybody))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![PAIRING_ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Who the peer of a finished handshake is.
+///
+/// # Errors
+/// The peer has shown no certificate (or the handshake is not finished), or it cannot be read.
+pub fn peer_identity(connection: &CommonState) -> Result<PeerIdentity, TlsError> {
+    let leaf = connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .ok_or(TlsError::NoPeerCertificate)?;
+    let certificate = Certificate::from_der(leaf).map_err(TlsError::PeerCertificate)?;
+    Ok(PeerIdentity::from_certificate(&certificate))
+}
+
+/// A resolver, because rustls would parse our own certificate otherwise and refuse v1.
+fn resolver(identity: &Identity) -> Arc<SingleCertAndKey> {
+    Arc::new(SingleCertAndKey::from(identity.certified()))
+}
+
+/// Every connection is a full handshake: a resumed one would carry a certificate that was verified before it was revoked or expired.
+fn without_resumption(mut config: ServerConfig) -> ServerConfig {
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config
+}
+
+#[cfg(test)]
+mod tests;
