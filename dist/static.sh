@@ -46,11 +46,11 @@ way=$(way) || {
 }
 case $way in
 rustup)
-    cargo build --locked --release --target "$target"
+    RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
     ;;
 native)
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target-dir "${CARGO_TARGET_DIR:-target}/static"
+    RUSTFLAGS="-Ctarget-feature=+crt-static -Cforce-unwind-tables=no" cargo build --locked --release --target-dir "${CARGO_TARGET_DIR:-target}/static"
     built=${CARGO_TARGET_DIR:-target}/static/release/ctrl-exec
     ;;
 debian)

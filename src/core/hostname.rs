@@ -1,6 +1,6 @@
 //! What this host is called, and what an address is called (spec/pairing.md 8, 11.3).
 
-use std::net::{IpAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -51,6 +51,19 @@ pub fn reverse(address: IpAddr, timeout: Duration) -> Option<(String, bool)> {
             back.is_ok_and(|mut all| all.any(|a| a.ip().to_canonical() == address.to_canonical()));
         Some((clean, confirmed))
     })
+}
+
+/// The addresses of a host, which may be a literal; empty when there are none or the resolver takes longer than that.
+pub fn addresses(host: &str, port: u16, timeout: Duration) -> Vec<SocketAddr> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return vec![SocketAddr::new(ip, port)];
+    }
+    let host = bare.to_owned();
+    let found = bounded(timeout, move || {
+        Some((host.as_str(), port).to_socket_addrs().ok()?.collect())
+    });
+    found.unwrap_or_default()
 }
 
 fn node_name() -> String {
@@ -159,6 +172,15 @@ mod tests {
         assert!(start.elapsed() < Duration::from_secs(20));
         drop(release);
         assert_eq!(bounded(Duration::from_secs(20), || Some(1)), Some(1));
+    }
+
+    #[test]
+    fn literals_need_no_resolver() {
+        let of = |host| addresses(host, 7444, Duration::ZERO);
+        assert_eq!(of("192.0.2.1"), ["192.0.2.1:7444".parse().unwrap()]);
+        assert_eq!(of("[2001:db8::1]"), ["[2001:db8::1]:7444".parse().unwrap()]);
+        assert_eq!(of("::1"), ["[::1]:7444".parse().unwrap()]);
+        assert!(!addresses("localhost", 7444, OWN_NAME_TIMEOUT).is_empty());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `cea`, the agent: a daemon that runs allowlisted scripts for trusted dispatchers, and the modes around it (spec/agent.md 2).
 
 mod admission;
-mod bind;
 mod checks;
 mod connection;
 mod gate;
@@ -38,6 +37,11 @@ const OPTIONS: &[cli::Opt] = &[
     cli::flag("background"),
     cli::value("timeout"),
     cli::value("lookup-by"),
+    cli::value("key-type"),
+    cli::value("dispatcher-fingerprint"),
+    cli::value("ca-fingerprint"),
+    cli::flag("replace-ca"),
+    cli::flag("yes"),
 ];
 
 /// The files that the modes read instead of the usual ones.
@@ -137,13 +141,19 @@ fn files(words: &cli::Words) -> Files {
 }
 
 fn pairing_options(words: &cli::Words) -> pairing::Options {
+    let given = |name: &str| words.options.iter().any(|(option, _)| *option == name);
     pairing::Options {
         config: value(words, "config").map(PathBuf::from),
         dispatcher: value(words, "dispatcher"),
         port: value(words, "port"),
-        background: words.options.iter().any(|(name, _)| *name == "background"),
+        background: given("background"),
         timeout: value(words, "timeout"),
         lookup_by: value(words, "lookup-by"),
+        key_type: value(words, "key-type"),
+        dispatcher_fingerprint: value(words, "dispatcher-fingerprint"),
+        ca_fingerprint: value(words, "ca-fingerprint"),
+        replace_ca: given("replace-ca"),
+        yes: given("yes"),
     }
 }
 
@@ -166,6 +176,11 @@ fn usage() -> String {
          \x20 --background       request-pairing: print the request id and wait in the background\n\
          \x20 --timeout N        request-pairing --background: longest wait, 1 to 600 s (default 30)\n\
          \x20 --lookup-by KIND   request-pairing: 'ip' or 'hostname', how the dispatcher shall reach this host\n\
+         \x20 --dispatcher-fingerprint SHA256, --ca-fingerprint SHA256\n\
+         \x20                    request-pairing: accept no other dispatcher, no other CA ('ced pairing-mode' shows the former)\n\
+         \x20 --replace-ca       request-pairing: this host leaves the fleet that it belongs to\n\
+         \x20 --key-type KIND    request-pairing: ecdsa-p256, rsa-2048, rsa-3072, rsa-4096 (default: what the dispatcher can sign)\n\
+         \x20 --yes              request-pairing: do not ask whether the codes agree\n\
          \x20 --root DIR         prefix of every system path\n\
          \x20 --version, --help",
     );

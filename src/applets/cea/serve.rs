@@ -15,11 +15,11 @@ use tokio::time::timeout;
 use crate::applets::cea::connection::Children;
 use crate::applets::cea::listener::{self, House};
 use crate::applets::cea::state::{Agent, LoadError, Snapshot};
-use crate::applets::cea::{Files, bind, handlers, notify};
+use crate::applets::cea::{Files, handlers, notify};
 use crate::applets::{AppError, Context, Exit};
 use crate::complain;
 use crate::core::logging::Action;
-use crate::core::sys;
+use crate::core::{listen, sys};
 
 /// How long requests in flight are waited for after SIGTERM. Scripts whose requests are not answered by then run on.
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -70,7 +70,7 @@ impl Daemon {
         let (bind, port) = (snapshot.config.bind, snapshot.config.port);
         let cannot =
             |e: io::Error| AppError::failed(format!("Cannot start server: {e} (port {port})"));
-        let listener = bind::listen(bind, port)
+        let listener = listen::listen(bind, port)
             .and_then(TcpListener::from_std)
             .map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
