@@ -941,7 +941,7 @@ fn strangers_are_limited_and_the_dispatcher_has_a_budget_of_its_own() {
     agent.hup();
     host.wait_for_log(&["ACTION=config-reload"]);
     for _ in 0..3 {
-        let _ = Client::connect(agent.address(), None, common::tls::TLS12);
+        let _ = Client::connect(agent.address(), None, tls::TLS12);
     }
     host.wait_for_log(&["ACTION=rate-block", "REASON=probe"]);
     assert!(

@@ -210,23 +210,19 @@ fn the_registry() {
         });
     }
     host.ced(&["run", "web01.test", "true"]).ok();
-    // A record whose content claims another name.
+    // A record whose content claims another name: the file name is the key, so at most the host of that name answers, and is shown
+    // under it.
     let record = host.read(path);
-    host.write(path, record.replace("web01.test", "../evil"), 0o644);
-    host.ced(&["run", "web01.test", "true"]).expect_code(1);
-    host.write(
-        path,
-        record.replace("\"web01.test\"", "\"web02.test\""),
-        0o644,
-    );
-    let run = host.ced(&["run", "--json", "web01.test", "true"]);
-    // The file name is the key: at most the host of that name answers, and is shown under it.
-    assert!(
-        run.code() == 1 || run.json()["results"][0]["host"] == "web01.test",
-        "{}{}",
-        run.out(),
-        run.err()
-    );
+    for claimed in ["../evil", "web02.test"] {
+        host.write(path, record.replacen("web01.test", claimed, 1), 0o644);
+        let run = host.ced(&["run", "--json", "web01.test", "true"]);
+        assert!(
+            run.code() == 1 || run.json()["results"][0]["host"] == "web01.test",
+            "{claimed}: {}{}",
+            run.out(),
+            run.err()
+        );
+    }
     host.write(path, record, 0o644);
     // No registry at all is an empty one.
     std::fs::rename(

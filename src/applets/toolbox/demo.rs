@@ -129,10 +129,18 @@ impl Demo {
 
         headline("1. The dispatcher makes its private CA and its own certificate");
         self.show("dispatcher", &["ced", "setup-ca"], 0)?;
-        self.show("dispatcher", &["ced", "setup-ctrl-exec"], 0)?;
+        let made = self.show("dispatcher", &["ced", "setup-ctrl-exec"], 0)?;
+        let fingerprint = String::from_utf8_lossy(&made)
+            .lines()
+            .find_map(|line| line.strip_prefix("Fingerprint:"))
+            .map(|text| text.trim().to_owned())
+            .ok_or_else(|| failed("setup-ctrl-exec shows no fingerprint"))?;
 
         headline("2. Pairing: the agent asks, both screens show a code, a person compares them");
-        self.pair(&pairing_port)?;
+        say!(
+            "# Nobody sits at this agent's terminal to confirm the code, so it is told whom to expect: --dispatcher-fingerprint."
+        );
+        self.pair(&pairing_port, &fingerprint)?;
 
         headline("3. The agent's own allowlist says what may run; the agent starts");
         self.print_file("agent", "etc/ctrl-exec-agent/scripts.toml")?;
@@ -159,7 +167,8 @@ impl Demo {
         headline("5. What is refused, and what fails");
         self.show("dispatcher", &["ced", "run", AGENT, "not-listed"], 1)?;
         self.show("dispatcher", &["ced", "run", "unknown-host", "greet"], 1)?;
-        self.show("dispatcher", &["ced", "run", AGENT, "fail"], 1)
+        self.show("dispatcher", &["ced", "run", AGENT, "fail"], 1)?;
+        Ok(())
     }
 
     fn root(&self, host: &str) -> PathBuf {
@@ -209,7 +218,7 @@ impl Demo {
         .map_err(failed)
     }
 
-    fn pair(&mut self, port: &str) -> Result<(), AppError> {
+    fn pair(&mut self, port: &str, fingerprint: &str) -> Result<(), AppError> {
         let listen = ["ced", "pairing-mode", "--port", port, "--timeout", "120"];
         say!("dispatcher$ {} &", self.typed("dispatcher", &listen));
         self.listener = Some(self.spawn("dispatcher", &listen, Stdio::null(), Stdio::null())?);
@@ -226,6 +235,8 @@ impl Demo {
             port,
             "--lookup-by",
             "ip",
+            "--dispatcher-fingerprint",
+            fingerprint,
         ];
         say!("agent$ {} &", self.typed("agent", &request));
         let mut requesting = self.spawn("agent", &request, Stdio::piped(), Stdio::inherit())?;
@@ -289,7 +300,8 @@ impl Demo {
         if let Some(listener) = self.listener.take() {
             end(listener);
         }
-        self.show("agent", &["cea", "pairing-status"], 0)
+        self.show("agent", &["cea", "pairing-status"], 0)?;
+        Ok(())
     }
 
     fn start_agent(&mut self) -> Result<(), AppError> {
@@ -383,7 +395,7 @@ impl Demo {
     }
 
     /// Prints the command, runs it, prints what it said, and insists on its exit status.
-    fn show(&self, host: &str, words: &[&str], expected: i32) -> Result<(), AppError> {
+    fn show(&self, host: &str, words: &[&str], expected: i32) -> Result<Vec<u8>, AppError> {
         say!("{host}$ {}", self.typed(host, words));
         let Ran { status, said, .. } = self.run(host, words)?;
         stdout_bytes(&said);
@@ -391,7 +403,7 @@ impl Demo {
             if expected != 0 {
                 say!("# refused or failed, as it should: exit status {expected}");
             }
-            return Ok(());
+            return Ok(said);
         }
         Err(failed(format!(
             "'{}' ended with {status:?}, expected {expected}",

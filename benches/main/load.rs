@@ -1,0 +1,190 @@
+//! A client that keeps one server busy: blocking rustls with the fleet's own keys.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustls::client::Resumption;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
+
+use crate::common::{PATIENCE, Paired};
+use crate::precise;
+
+/// PEM files of one side.
+pub struct Files {
+    pub cert: String,
+    pub key: String,
+    pub ca: String,
+}
+
+impl Files {
+    pub fn chain(&self) -> Vec<CertificateDer<'static>> {
+        vec![CertificateDer::from_pem_file(&self.cert).unwrap()]
+    }
+
+    pub fn private_key(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::from_pem_file(&self.key).unwrap()
+    }
+
+    pub fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_file(&self.ca).unwrap())
+            .unwrap();
+        Arc::new(roots)
+    }
+
+    /// TLS 1.3 only, certificates of both sides, no resumption: every connection is a whole handshake.
+    pub fn client(&self) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(self.roots())
+            .with_client_auth_cert(self.chain(), self.private_key())
+            .unwrap();
+        config.resumption = Resumption::disabled();
+        Arc::new(config)
+    }
+
+    pub fn server(&self) -> Arc<ServerConfig> {
+        let provider = Arc::new(ring::default_provider());
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+            self.roots(),
+            provider.clone(),
+        )
+        .build()
+        .unwrap();
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(self.chain(), self.private_key())
+            .unwrap();
+        config.send_tls13_tickets = 0;
+        Arc::new(config)
+    }
+}
+
+/// The dispatcher's side of a fleet, ready to connect.
+#[derive(Clone)]
+pub struct Keys {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+impl Keys {
+    pub fn of(fleet: &Paired) -> Self {
+        let leaf = fleet.dispatcher_leaf();
+        let files = Files {
+            cert: leaf.cert.display().to_string(),
+            key: leaf.key.display().to_string(),
+            ca: fleet
+                .dispatcher
+                .path("etc/ctrl-exec/ca.crt")
+                .display()
+                .to_string(),
+        };
+        Self::new(&files, fleet.agents[0].name())
+    }
+
+    pub fn new(files: &Files, name: &str) -> Self {
+        Self {
+            config: files.client(),
+            name: ServerName::try_from(name.to_owned()).unwrap(),
+        }
+    }
+}
+
+/// One connection.
+pub struct Session(StreamOwned<ClientConnection, TcpStream>);
+
+impl Session {
+    pub fn connect(keys: &Keys, address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let connection = ClientConnection::new(keys.config.clone(), keys.name.clone()).unwrap();
+        Self(StreamOwned::new(connection, socket))
+    }
+
+    /// What the reference server says when the handshake is over.
+    pub fn read_byte(mut self) {
+        self.0.read_exact(&mut [0]).unwrap();
+    }
+
+    /// One request, then the end.
+    pub fn ping(mut self) {
+        self.request("Connection: close\r\n");
+    }
+
+    /// One request on a connection that stays.
+    pub fn ping_again(&mut self) {
+        self.request("");
+    }
+
+    fn request(&mut self, header: &str) {
+        let body = "{\"reqid\":\"0123456789abcdef\"}";
+        let request = format!(
+            "POST /ping HTTP/1.1\r\nHost: a\r\n{header}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.0.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        let mut buffer = [0; 2048];
+        loop {
+            let n = self.0.read(&mut buffer).unwrap();
+            answer.extend_from_slice(&buffer[..n]);
+            // The body is one object of known fields that ends the answer.
+            if answer.ends_with(b"}") {
+                assert!(
+                    answer.starts_with(b"HTTP/1.1 200"),
+                    "{}",
+                    String::from_utf8_lossy(&answer)
+                );
+                return;
+            }
+            assert!(n > 0, "closed after {}", String::from_utf8_lossy(&answer));
+        }
+    }
+}
+
+/// How often per second `job` runs in `threads` threads together.
+pub fn rate(time: Duration, threads: usize, job: impl Fn() + Sync) -> f64 {
+    rate_with(time, threads, || (), |()| job())
+}
+
+/// The same for a job that works on something made once per thread.
+pub fn rate_with<T>(
+    time: Duration,
+    threads: usize,
+    make: impl Fn() -> T + Sync,
+    job: impl Fn(&mut T) + Sync,
+) -> f64 {
+    let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let took = std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut thing = make();
+                while !stop.load(Ordering::Relaxed) {
+                    job(&mut thing);
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Not counted: the first connections.
+        std::thread::sleep(Duration::from_millis(300));
+        done.store(0, Ordering::Relaxed);
+        let start = Instant::now();
+        std::thread::sleep(time);
+        let counted = done.load(Ordering::Relaxed);
+        let took = start.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        precise(counted) / took.as_secs_f64()
+    });
+    took
+}
