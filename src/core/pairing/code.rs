@@ -73,10 +73,11 @@ impl FromStr for PairingCode {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        if text.len() == 6 && text.bytes().all(|b| b.is_ascii_digit()) {
-            if let Ok(number) = text.parse() {
-                return Ok(Self(number));
-            }
+        if text.len() == 6
+            && text.bytes().all(|b| b.is_ascii_digit())
+            && let Ok(number) = text.parse()
+        {
+            return Ok(Self(number));
         }
         Err(InvalidValue {
             what: "pairing code",

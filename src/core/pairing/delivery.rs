@@ -68,7 +68,7 @@ pub enum DeliveryError {
     )]
     CaPin(String),
     #[error(
-        "this host belongs to another CA already ({0}): give --replace-ca if it shall leave that fleet"
+        "this host belongs to another CA already, which the dispatcher is not of ({0}): give --replace-ca if this host shall leave that fleet"
     )]
     OtherCa(String),
     #[error("the delivered certificate cannot be read: {0}")]
@@ -331,7 +331,7 @@ pub(super) mod tests {
         let mut expected = expectation(&spki, &fleet.peer);
         assert_eq!(check_peer(&expected), Ok(false));
         let accepted = check(&approval, &expected).unwrap();
-        assert_eq!(accepted.serials, [fleet.peer.serial.clone()]);
+        assert_eq!(accepted.serials, vec![fleet.peer.serial.clone()]);
         assert_eq!(accepted.dispatcher.as_str(), "hq");
         assert_eq!((accepted.new_ca, accepted.warnings.len()), (false, 0));
 
@@ -550,7 +550,7 @@ pub(super) mod tests {
         };
         assert_eq!(
             check(&approval, &expected).unwrap().serials,
-            [peer.serial.clone()]
+            vec![peer.serial.clone()]
         );
     }
 }

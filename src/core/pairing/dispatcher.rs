@@ -139,8 +139,8 @@ pub enum DispatcherEffect {
     Deliver(Vec<u8>),
     /// The request is over: remove its files, keep a note of how it ended.
     Conclude(PairingId, Outcome),
-    /// An agent took a nonce and did not reveal its own.
-    CountUnrevealed,
+    /// An agent learned a nonce of ours, hence its code, and went away: it may have been a try.
+    CountUnfinished,
     /// The request was refused; for the log.
     Refused(RequestRefusal),
     Close,
@@ -204,7 +204,7 @@ impl DispatcherState {
             ),
             (Self::AwaitingReveal { .. }, On::SessionEnded) => refuse(RequestRefusal::SessionEnded),
             (Self::AwaitingReveal { .. }, On::PeerClosed | On::Deadline) => {
-                (Self::Closed, vec![Do::CountUnrevealed, Do::Close])
+                (Self::Closed, vec![Do::CountUnfinished, Do::Close])
             }
             (Self::AwaitingReveal { .. }, On::BadMessage(refusal)) => unrevealed(refusal),
 
@@ -342,7 +342,7 @@ fn refuse(refusal: RequestRefusal) -> Step {
 
 fn unrevealed(refusal: RequestRefusal) -> Step {
     let (state, mut effects) = refuse(refusal);
-    effects.insert(0, DispatcherEffect::CountUnrevealed);
+    effects.insert(0, DispatcherEffect::CountUnfinished);
     (state, effects)
 }
 
@@ -355,7 +355,11 @@ fn deny(reason: &str) -> Step {
 }
 
 fn withdraw(id: PairingId, kind: CodeKind, why: Outcome) -> Step {
-    let effects = vec![DispatcherEffect::Withdraw(id.clone(), why)];
+    let mut effects = Vec::new();
+    if kind == CodeKind::Bound && why == Outcome::Abandoned {
+        effects.push(DispatcherEffect::CountUnfinished);
+    }
+    effects.push(DispatcherEffect::Withdraw(id.clone(), why));
     (DispatcherState::Withdrawing { id, kind, why }, effects)
 }
 

@@ -24,9 +24,9 @@
 //! ```
 //!
 //! Towards each side the man in the middle must fix everything that enters that side's code before he learns that side's nonce, so
-//! both codes are random to him and agree by luck only: one in a million per attempt. Attempts are few: the dispatcher counts handshakes
-//! that took a nonce and were not revealed ([`MAX_UNREVEALED`] per session), because giving up on a code that does not fit is exactly
-//! what such an attacker does; the queue and the rate limit bound the rest. He can also pose as an older release towards one side. That
+//! both codes are random to him and agree by luck only: one in a million per attempt. Attempts are few: the dispatcher counts the agents
+//! that learned its nonce and went away ([`MAX_UNFINISHED`] per session), because giving up on a code that does not fit is exactly
+//! what such an attacker does; those who stay are bounded by the queue. He can also pose as an older release towards one side. That
 //! side then shows its code as *basic*, says so aloud, and refuses when its configuration asks for bound codes
 //! (`pairing_require_bound_code`); and an agent that saw the ALPN never falls back.
 //!
@@ -88,5 +88,6 @@ pub const RECEIPT_TIMEOUT: Duration = Duration::from_secs(120);
 pub const MAX_WAIT: Duration = Duration::from_secs(900);
 /// Time for the two look-ups of the reverse name (spec/pairing.md 8).
 pub const REVERSE_DNS_TIMEOUT: Duration = Duration::from_secs(2);
-/// Handshakes of one session that may take a nonce and not reveal theirs: an attacker's number of guesses at a code of a million.
-pub const MAX_UNREVEALED: usize = 64;
+/// Agents of one session that may learn a nonce of ours and go away before the operator decides: an attacker's number of guesses at one
+/// code of a million.
+pub const MAX_UNFINISHED: usize = 64;

@@ -231,10 +231,10 @@ impl Queue {
         for entry in entries {
             let name = entry.map_err(failed)?.file_name();
             let parts = name.to_str().and_then(|n| n.split_once('.'));
-            if let Some((stem, extension)) = parts {
-                if let Ok(id) = PairingId::new(stem) {
-                    files.push((id, extension.to_owned()));
-                }
+            if let Some((stem, extension)) = parts
+                && let Ok(id) = PairingId::new(stem)
+            {
+                files.push((id, extension.to_owned()));
             }
         }
         Ok(files)
@@ -305,10 +305,10 @@ impl Queue {
         {
             return Err(QueueError::TooOld(id.clone()));
         }
-        if let Some(session) = &record.session {
-            if !self.session_lives(session) {
-                return Err(QueueError::SessionGone(id.clone()));
-            }
+        if let Some(session) = &record.session
+            && !self.session_lives(session)
+        {
+            return Err(QueueError::SessionGone(id.clone()));
         }
         Ok(Claim {
             queue: self,

@@ -465,7 +465,7 @@ fn merely_relaying_is_noticed_because_the_commitment_covers_the_certificate() {
         Some(RequestRefusal::CommitmentMismatch)
     );
     assert!(dispatcher.queued().is_none());
-    assert!(dispatcher.done.contains(&DispatcherEffect::CountUnrevealed));
+    assert!(dispatcher.done.contains(&DispatcherEffect::CountUnfinished));
     assert!(!agent.stored());
 }
 
@@ -504,7 +504,10 @@ fn grinding_after_the_fact_breaks_the_commitment() {
 }
 
 #[test]
-fn each_look_at_a_nonce_without_a_reveal_is_counted() {
+fn each_look_at_a_nonce_by_one_who_goes_away_is_counted() {
+    let (_, mut queued) = meet(offer(OWN_CERT, [1; 32]), SETUP, [2; 32]);
+    let effects = queued.on(DispatcherEvent::PeerClosed);
+    assert!(effects.contains(&DispatcherEffect::CountUnfinished));
     for event in [DispatcherEvent::PeerClosed, DispatcherEvent::Deadline] {
         let mut dispatcher = Dispatcher::new(SETUP);
         let request = Agent::new(offer(OWN_CERT, [1; 32]))
@@ -514,7 +517,7 @@ fn each_look_at_a_nonce_without_a_reveal_is_counted() {
         let effects = dispatcher.on(event);
         assert_eq!(
             effects,
-            [DispatcherEffect::CountUnrevealed, DispatcherEffect::Close]
+            [DispatcherEffect::CountUnfinished, DispatcherEffect::Close]
         );
     }
     for (path, reqid) in [(PATH_DONE, "00ff"), (PATH_REVEAL, "0100")] {

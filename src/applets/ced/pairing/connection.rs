@@ -22,7 +22,7 @@ use crate::core::pairing::ids::{Outcome, PairingId, SessionId};
 use crate::core::pairing::message::{ReceivedRequest, RequestRefusal};
 use crate::core::pairing::queue::{Limits, Queue, QueueError, StoredVerdict, Withdrawal};
 use crate::core::pairing::record::{Record, ReverseName};
-use crate::core::pairing::{MAX_UNREVEALED, REVERSE_DNS_TIMEOUT, STEP_TIMEOUT};
+use crate::core::pairing::{MAX_UNFINISHED, REVERSE_DNS_TIMEOUT, STEP_TIMEOUT};
 use crate::core::pki::CertRequest;
 
 /// How often the queue is asked whether somebody has decided.
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     pub(super) ended: watch::Receiver<bool>,
     pub(super) news: mpsc::UnboundedSender<News>,
     /// Nonces of ours that agents took without revealing theirs.
-    pub(super) unrevealed: AtomicUsize,
+    pub(super) unfinished: AtomicUsize,
 }
 
 /// Serves one agent to the end. Every wait in here has a deadline.
@@ -191,8 +191,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.tell(outcome);
                 Performed::Done
             }
-            DispatcherEffect::CountUnrevealed => {
-                self.shared.unrevealed.fetch_add(1, Ordering::Relaxed);
+            DispatcherEffect::CountUnfinished => {
+                self.shared.unfinished.fetch_add(1, Ordering::Relaxed);
                 Performed::Done
             }
             DispatcherEffect::Refused(refusal) => {
@@ -212,7 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Cheap refusals first: nothing is looked up or locked for a request that cannot be queued.
     async fn check_room(&self, request: ReceivedRequest) -> DispatcherEvent {
         let bound = request.commitment.is_some();
-        if bound && self.shared.unrevealed.load(Ordering::Relaxed) >= MAX_UNREVEALED {
+        if bound && self.shared.unfinished.load(Ordering::Relaxed) >= MAX_UNFINISHED {
             return DispatcherEvent::NoRoom(RequestRefusal::TooManyAttempts);
         }
         let (queue, limits, source) = (self.shared.queue.clone(), self.shared.limits, self.source);
@@ -454,7 +454,7 @@ mod tests {
                 clock: Clock::system(0),
                 ended,
                 news: sender,
-                unrevealed: AtomicUsize::new(0),
+                unfinished: AtomicUsize::new(0),
             });
             Self {
                 _dir: dir,
@@ -673,11 +673,11 @@ mod tests {
         id_of(&agent.hear().await);
         drop(agent.stream);
         agent.server.await.unwrap();
-        assert_eq!(bench.shared.unrevealed.load(Ordering::Relaxed), 1);
+        assert_eq!(bench.shared.unfinished.load(Ordering::Relaxed), 1);
         bench
             .shared
-            .unrevealed
-            .store(MAX_UNREVEALED, Ordering::Relaxed);
+            .unfinished
+            .store(MAX_UNFINISHED, Ordering::Relaxed);
         let mut agent = bench.connect();
         agent.say(PATH_PAIR, &new_request("web01", &nonce)).await;
         let reason = agent.hear().await["reason"].as_str().unwrap().to_owned();

@@ -218,3 +218,161 @@ async fn welcome(
     }
     connection::serve(stream, seat.source, setup, shared).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::clock::Clock;
+    use crate::core::config::RateSpec;
+    use crate::core::pairing::framing::{self, Direction, Framing};
+    use crate::core::pairing::queue::{Limits, Queue};
+    use crate::core::paths::{Paths, Platform};
+    use crate::core::pki::{Authority, KeyType, PrivateKey};
+    use crate::core::types::DispatcherId;
+    use rustls::pki_types::ServerName;
+    use std::net::SocketAddr;
+    use std::sync::atomic::AtomicUsize;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::{mpsc, watch};
+    use tokio_rustls::TlsConnector;
+
+    fn configured(dir: &Path) -> DispatcherConfig {
+        let paths = Paths::new(dir, Platform::Standard);
+        let config = DispatcherConfig::defaults(&paths, &paths.dispatcher_toml(), "hq");
+        std::fs::create_dir_all(&config.ca_dir).unwrap();
+        config
+    }
+
+    fn new_certificate(config: &DispatcherConfig) {
+        let authority = Authority::load(&config.ca_dir, Clock::system(0)).unwrap();
+        let key = PrivateKey::generate(KeyType::EcdsaP256).unwrap();
+        let id = DispatcherId::new("hq").unwrap();
+        let certificate = authority.issue_dispatcher(key.public(), &id, 825).unwrap();
+        let write = |path: &Path, text: &str| {
+            crate::core::durable::replace(path, text.as_bytes(), 0o600).unwrap();
+        };
+        write(&config.key, key.to_pkcs8_pem().expose());
+        write(&config.cert, &certificate.to_pem());
+    }
+
+    fn new_ca(config: &DispatcherConfig) {
+        let clock = Clock::system(0);
+        Authority::create(&config.ca_dir, KeyType::EcdsaP256, "CA", 30, clock).unwrap();
+        new_certificate(config);
+    }
+
+    /// The reason that a listener gives for a request that is none; `None`: closed without a word.
+    async fn ask(address: SocketAddr) -> Option<String> {
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let connector = TlsConnector::from(tls::pairing_client_config().unwrap());
+        let name = ServerName::IpAddress(address.ip().into());
+        let mut stream = connector.connect(name, tcp).await.ok()?;
+        stream
+            .write_all(&framing::request("/pair", b"[]"))
+            .await
+            .ok()?;
+        let mut framing = Framing::new(Direction::Responses);
+        let mut buffer = [0; 512];
+        loop {
+            if let Some(message) = framing.next_message().unwrap() {
+                return Some(String::from_utf8(message.body).unwrap());
+            }
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => framing.feed(&buffer[..count]).unwrap(),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_guest_holds_up_nobody_and_who_comes_too_often_is_blocked() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = configured(dir.path());
+        config.pairing_rate_limit = Some(RateSpec::new(3, 60, 300));
+        new_ca(&config);
+        let queue = Queue::create(&config.pairing_dir).unwrap();
+        let session = queue.session().unwrap();
+        let (end, ended) = watch::channel(false);
+        let (news, _news) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            queue,
+            limits: Limits { depth: 10 },
+            session: session.id.clone(),
+            clock: Clock::system(0),
+            ended,
+            news,
+            unfinished: AtomicUsize::new(0),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let presented = Presented::load(&config).unwrap();
+        let serving =
+            tokio::spawn(async move { serve(listener, presented, &config, shared).await });
+
+        let silent = TcpStream::connect(address).await.unwrap();
+        for _ in 0..3 {
+            let answer = timeout(Duration::from_secs(30), ask(address))
+                .await
+                .unwrap();
+            assert!(answer.unwrap().contains("invalid request"));
+        }
+        assert_eq!(
+            timeout(Duration::from_secs(30), ask(address))
+                .await
+                .unwrap(),
+            None
+        );
+        end.send(true).unwrap();
+        drop(silent);
+        timeout(Duration::from_secs(60), serving)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
+    #[test]
+    fn a_rotated_certificate_is_taken_up_when_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = configured(dir.path());
+        new_ca(&config);
+        let mut presented = Presented::load(&config).unwrap();
+        let first = presented.certificate.clone();
+        presented.refresh();
+        assert_eq!(presented.certificate, first);
+        let key = std::fs::read(&config.key).unwrap();
+        new_certificate(&config);
+        let new_key = std::fs::read(&config.key).unwrap();
+        std::fs::write(&config.key, key).unwrap();
+        presented.refresh();
+        assert_eq!(
+            presented.certificate, first,
+            "key and certificate do not fit yet"
+        );
+        std::fs::write(&config.key, new_key).unwrap();
+        presented.refresh();
+        assert_ne!(presented.certificate, first);
+        assert_eq!(
+            presented.setup.server_cert,
+            types::sha256(&[&presented.certificate.der])
+        );
+    }
+
+    #[test]
+    fn one_source_cannot_take_every_place_and_gives_its_own_back() {
+        let guests = Arc::new(Mutex::new(Guests {
+            limiter: RateLimiter::new(None, None),
+            started: Instant::now(),
+            present: HashMap::new(),
+        }));
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let (one, other) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        let seats: Vec<Seat> = (0..MAX_PER_SOURCE)
+            .map(|_| take_seat(&guests, &places, one).unwrap())
+            .collect();
+        assert!(take_seat(&guests, &places, one).is_none());
+        assert!(take_seat(&guests, &places, other).is_some());
+        drop(seats);
+        assert!(lock(&guests).present.is_empty());
+        assert!(take_seat(&guests, &places, one).is_some());
+    }
+}

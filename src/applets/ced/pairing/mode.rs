@@ -135,7 +135,7 @@ async fn session(plan: &Plan, bound: Bound) -> Result<(), AppError> {
         clock: plan.desk.clock.clone(),
         ended,
         news: news_sender,
-        unrevealed: AtomicUsize::new(0),
+        unfinished: AtomicUsize::new(0),
     });
     let socket = tokio::net::TcpListener::from_std(bound.listener)
         .map_err(|e| AppError::failed(format!("cannot listen: {e}")))?;
