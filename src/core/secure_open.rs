@@ -12,7 +12,8 @@ pub enum Trust {
     /// Configuration, certificates, hooks: of root or ourselves, and not writable by everybody.
     Public,
     /// What a service writes for itself and root edits (trust map): as [`Trust::Public`], but root also accepts the owner of the directory,
-    /// who could put another file in its place anyway.
+    /// who could put another file in its place anyway. For that reason it must lie there itself: a link, symbolic or hard, out of a directory
+    /// of somebody else could make root read (and a rewrite publish) what its owner may not see.
     State,
     /// Keys: closed to "other" altogether and not writable by the group, which may read. Root accepts any owner: a service user owns its
     /// key, and what a key says is proved by the certificate it belongs to.
@@ -36,6 +37,8 @@ pub enum OpenError {
     Exposed { path: PathBuf, mode: u32 },
     #[error("everybody can replace '{}' because directory '{}' is writable for all: remove that right with chmod", .path.display(), .directory.display())]
     OpenDirectory { path: PathBuf, directory: PathBuf },
+    #[error("'{}' is a link in a directory of uid {uid}, who could choose what it leads to: put a plain file there", .path.display())]
+    ForeignLink { path: PathBuf, uid: u32 },
     #[error("'{}' changed while it was being checked: try again", .path.display())]
     Changed { path: PathBuf },
     #[error("'{}' is larger than {max} bytes", .path.display())]
@@ -113,6 +116,14 @@ fn judge_once(path: &Path, trust: Trust, flags: i32) -> Result<Opened, OpenError
         trust,
     )?);
     let named = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if trust == Trust::State
+        && let Some(uid) = led_away(&named, &real, meta.nlink(), euid).map_err(moved)?
+    {
+        return Err(OpenError::ForeignLink {
+            path: path.to_owned(),
+            uid,
+        });
+    }
     let mut seen: Vec<&Path> = Vec::new();
     for above in real
         .ancestors()
@@ -128,6 +139,21 @@ fn judge_once(path: &Path, trust: Trust, flags: i32) -> Result<Opened, OpenError
         warnings.extend(judge_directory(path, above, Facts::of(&meta), euid)?);
     }
     Ok(Opened { file, warnings })
+}
+
+/// The owner of a directory on the way who is neither root nor we, and out of whose hands a link leads.
+fn led_away(named: &Path, real: &Path, links: u64, euid: u32) -> io::Result<Option<u32>> {
+    for above in named.ancestors().skip(1) {
+        let owner = std::fs::metadata(above)?.uid();
+        if owner == 0 || owner == euid {
+            continue;
+        }
+        let below = named.strip_prefix(above).map_err(io::Error::other)?;
+        if links > 1 || std::fs::canonicalize(above)?.join(below) != real {
+            return Ok(Some(owner));
+        }
+    }
+    Ok(None)
 }
 
 /// Opens, judges and reads a whole file.
@@ -319,6 +345,43 @@ mod tests {
         assert!(judge(7, 0o644, 0, 7, Trust::State).is_ok());
         assert!(judge(7, 0o644, 0, 8, Trust::State).is_err());
         assert!(judge(7, 0o644, 0, 7, Trust::Public).is_err());
+    }
+
+    #[test]
+    fn links_lead_nowhere_out_of_the_directory_of_somebody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = dir.path().join("theirs");
+        std::fs::create_dir_all(theirs.join("below")).unwrap();
+        let (secret, plain) = (dir.path().join("secret"), theirs.join("plain"));
+        std::fs::write(&secret, "x").unwrap();
+        std::fs::write(&plain, "x").unwrap();
+        let (soft, through) = (theirs.join("soft"), theirs.join("dir"));
+        symlink(&secret, &soft).unwrap();
+        symlink(dir.path(), &through).unwrap();
+        // Root gives the directory away; anybody else pretends to be another user.
+        let me = rustix::process::geteuid();
+        let (euid, owner) = if me.is_root() {
+            std::os::unix::fs::chown(&theirs, Some(54_321), None).unwrap();
+            (0, 54_321)
+        } else {
+            (me.as_raw() + 1, me.as_raw())
+        };
+        let led = |path: &Path, links, euid| {
+            let real = std::fs::canonicalize(path).unwrap();
+            led_away(path, &real, links, euid).unwrap()
+        };
+        assert_eq!(led(&soft, 1, euid), Some(owner));
+        assert_eq!(led(&through.join("secret"), 1, euid), Some(owner));
+        assert_eq!(led(&plain, 2, euid), Some(owner));
+        assert_eq!(led(&soft, 1, owner), None);
+        if me.is_root() {
+            assert_eq!(led(&plain, 1, euid), None);
+            assert!(matches!(
+                read_trusted(&soft, 9, Trust::State),
+                Err(OpenError::ForeignLink { uid: 54_321, .. })
+            ));
+            assert_eq!(read_trusted(&plain, 9, Trust::State).unwrap(), b"x");
+        }
     }
 
     #[test]
