@@ -22,6 +22,7 @@ use super::APPROVAL_WINDOW;
 use super::ids::{Outcome, PairingId, SessionId};
 use super::record::{Record, RecordError};
 use crate::core::durable::{self, DurableError, Lock, Owner};
+use crate::core::ratelimit::source_key;
 use crate::core::types;
 
 /// What keeps the queue from being used.
@@ -157,7 +158,11 @@ impl Queue {
         if waiting.len() >= limits.depth {
             return Err(QueueError::Full);
         }
-        let same = waiting.iter().filter(|r| r.source == Some(source)).count();
+        let key = source_key(source);
+        let same = waiting
+            .iter()
+            .filter(|r| r.source.is_some_and(|s| source_key(s) == key))
+            .count();
         if same >= limits.per_source(source) {
             return Err(QueueError::SourceFull);
         }
@@ -542,6 +547,16 @@ mod tests {
         assert!(matches!(result, Err(QueueError::SourceFull)));
         let record = bench.record("ff", "192.0.2.2");
         bench.queue.enqueue(&record, LIMITS, bench.now).unwrap();
+
+        // The addresses of one IPv6 network are one source.
+        let bench = Bench::new();
+        for n in 0..8 {
+            let record = bench.record(&format!("{n:02x}"), &format!("2001:db8::{n:x}"));
+            bench.queue.enqueue(&record, LIMITS, bench.now).unwrap();
+        }
+        let record = bench.record("ff", "2001:db8::ff");
+        let result = bench.queue.enqueue(&record, LIMITS, bench.now);
+        assert!(matches!(result, Err(QueueError::SourceFull)));
     }
 
     #[test]
