@@ -180,7 +180,6 @@ pub fn plan(new_ca: bool) -> Vec<Step> {
 #[derive(Debug)]
 pub struct Installation<'a> {
     targets: &'a Targets,
-    owners: Owners,
     accepted: &'a Accepted,
     key: Option<Prepared>,
     ca: Option<Prepared>,
@@ -217,7 +216,6 @@ impl<'a> Installation<'a> {
                 0o640,
             )?),
             targets,
-            owners,
             accepted,
         })
     }
