@@ -15,6 +15,8 @@ pub enum Trust {
     /// who could put another file in its place anyway. For that reason it must lie there itself: a link, symbolic or hard, out of a directory
     /// of somebody else could make root read (and a rewrite publish) what its owner may not see.
     State,
+    /// Scripts of the allowlist: of whoever deploys them, but not writable by everybody.
+    Script,
     /// Keys: closed to "other" altogether and not writable by the group, which may read. Root accepts any owner: a service user owns its
     /// key, and what a key says is proved by the certificate it belongs to.
     Secret,
@@ -174,6 +176,16 @@ pub fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, OpenError> {
     read_all(&file, path, max_bytes)
 }
 
+/// As [`read_bounded`], but a link is refused: for files in directories that a service may write to, where a link could make root read
+/// (and a rewrite publish) what the service may not see.
+///
+/// # Errors
+/// As [`read_bounded`], and it is a symbolic link.
+pub fn read_plain(path: &Path, max_bytes: u64) -> Result<Vec<u8>, OpenError> {
+    let file = open_regular(path, libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)?;
+    read_all(&file, path, max_bytes)
+}
+
 /// Judges a program that we are about to start: everything of [`Trust::Public`], and we may execute it.
 ///
 /// Whoever could still swap it between this check and the start may write to a directory that has just been judged.
@@ -193,6 +205,17 @@ pub fn check_executable(path: &Path) -> Result<Vec<String>, OpenError> {
         path: path.to_owned(),
     })?;
     Ok(opened.warnings)
+}
+
+/// Judges a script of the allowlist: nobody but the few who may must be able to change what runs.
+///
+/// # Errors
+/// Everybody may write to it, or replace it in its directory. That it is absent or not executable is for whoever starts it to say.
+pub fn check_script(path: &Path) -> Result<(), OpenError> {
+    match open_judged(path, Trust::Script, libc::O_PATH) {
+        Err(error @ (OpenError::Writable { .. } | OpenError::OpenDirectory { .. })) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// `flags` hold O_NONBLOCK or O_PATH: a FIFO in the place of a file must not hold us.
@@ -263,6 +286,7 @@ fn judge_file(
     let owner_is_fine = match trust {
         Trust::Public => own,
         Trust::State => own || (euid == 0 && directory_owner == Some(facts.uid)),
+        Trust::Script => true,
         Trust::Secret => own || euid == 0,
     };
     let (path, mode) = (path.to_owned(), facts.mode);
@@ -423,6 +447,8 @@ mod tests {
         let link = dir.path().join("link");
         symlink(&path, &link).unwrap();
         assert_eq!(read_trusted(&link, 5, Trust::Secret).unwrap(), b"12345");
+        assert_eq!(read_plain(&path, 5).unwrap(), b"12345");
+        assert!(matches!(read_plain(&link, 5), Err(OpenError::Open { .. })));
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         assert!(matches!(
             read_trusted(&link, 5, Trust::Secret),
@@ -469,6 +495,31 @@ mod tests {
         assert!(read_trusted(&good, 9, Trust::Public).is_ok());
         assert!(matches!(
             read_trusted(&link, 9, Trust::Public),
+            Err(OpenError::OpenDirectory { .. })
+        ));
+    }
+
+    #[test]
+    fn a_script_that_everybody_may_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("script");
+        assert!(check_script(&path).is_ok());
+        std::fs::write(&path, "x").unwrap();
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        mode(&path, 0o775);
+        assert!(check_script(&path).is_ok());
+        assert!(judge(7, 0o755, ME, 7, Trust::Script).is_ok());
+        mode(&path, 0o757);
+        assert!(matches!(
+            check_script(&path),
+            Err(OpenError::Writable { .. })
+        ));
+        mode(&path, 0o755);
+        mode(dir.path(), 0o777);
+        assert!(matches!(
+            check_script(&path),
             Err(OpenError::OpenDirectory { .. })
         ));
     }

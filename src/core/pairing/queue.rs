@@ -10,10 +10,10 @@
 mod expiry;
 mod owned_file;
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -411,7 +411,11 @@ impl Queue {
 
     /// Whether somebody holds the session's lock. A file that cannot be opened counts as dead: its listener could not deliver to us either.
     fn session_lives(&self, id: &SessionId) -> bool {
-        File::open(self.session_path(id))
+        // A FIFO in its place must not hold us.
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(self.session_path(id))
             .is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
     }
 }
