@@ -147,19 +147,6 @@ pub fn replace(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableErro
     prepare(target, bytes, mode, Owner::default())?.commit()
 }
 
-/// Like [`replace`], giving the new file an owner before it appears.
-///
-/// # Errors
-/// As [`replace`], and when the owner cannot be set.
-pub fn replace_owned(
-    target: &Path,
-    bytes: &[u8],
-    mode: u32,
-    owner: Owner,
-) -> Result<(), DurableError> {
-    prepare(target, bytes, mode, owner)?.commit()
-}
-
 /// Like [`replace`], keeping owner and group of the file that is replaced (where there is one and we may).
 ///
 /// # Errors
