@@ -242,7 +242,9 @@ fn open_regular(path: &Path, flags: i32) -> Result<File, OpenError> {
 }
 
 fn read_all(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, OpenError> {
-    let mut bytes = Vec::new();
+    // One read instead of many small ones: the agent reads its certificate for every ping.
+    let size = file.metadata().map_or(0, |m| m.len()).min(max);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
     file.take(max.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|source| OpenError::Read {
