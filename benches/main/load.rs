@@ -213,9 +213,10 @@ pub fn rate_with<T>(
     })
 }
 
-/// Processor time of the main thread of a process so far; the servers have no other that counts.
+/// Processor time of the main thread of a process so far; the servers have no other that counts. No number where the kernel keeps none.
 fn processor_seconds(pid: u32) -> f64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
-    let nanoseconds: u64 = text.split_whitespace().next().unwrap().parse().unwrap();
-    precise(nanoseconds) / 1e9
+    std::fs::read_to_string(format!("/proc/{pid}/schedstat"))
+        .ok()
+        .and_then(|text| text.split_whitespace().next()?.parse().ok())
+        .map_or(f64::NAN, |nanoseconds: u64| precise(nanoseconds) / 1e9)
 }
