@@ -152,8 +152,7 @@ pub fn replace(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableErro
 /// # Errors
 /// As [`replace`]. A refused change of owner is not an error: an unprivileged writer can only own its files itself.
 pub fn replace_keeping_owner(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
-    // What a link leads to says nothing about the file that takes the link's place.
-    let old = std::fs::symlink_metadata(target).ok().map(|m| Owner {
+    let old = std::fs::metadata(target).ok().map(|m| Owner {
         uid: Some(m.uid()),
         gid: Some(m.gid()),
     });

@@ -11,7 +11,8 @@ use crate::core::clock::Clock;
 use crate::core::config::{self, AgentConfig};
 use crate::core::durable;
 use crate::core::logging::Action;
-use crate::core::pki::Certificate;
+use crate::core::pki::cert::CertError;
+use crate::core::pki::{Certificate, Role};
 use crate::core::tls::Identity;
 
 pub(super) fn promote(context: &Context, files: &Files) -> Exit {
@@ -42,6 +43,9 @@ fn adopt(config: &AgentConfig) {
         Ok(new) => new,
         Err(error) => return discard(staged, &error),
     };
+    if let Err(error) = new.check_dates(clock.now()) {
+        return keep(staged, &error);
+    }
     // Written anew from what was judged: the staged file belongs to the agent's user, who could change it in between.
     match durable::replace_keeping_owner(&config.cert, new.to_pem().as_bytes(), 0o640) {
         Ok(()) => {
@@ -73,24 +77,31 @@ fn discard(staged: &Path, error: &dyn Display) {
     let _ = durable::remove(staged);
 }
 
-/// Whether a staged certificate may replace the live one: our CA, our key, our name, and not older (spec/agent.md 15.2, 19.2 W10). Pure.
+/// Whether a staged certificate may replace the live one, now or later: our CA, our key, our name, and not older
+/// (spec/agent.md 15.2, 19.2 W10). Pure.
 fn judge(
     new: &Certificate,
     live: &Identity,
     authorities: &[Certificate],
     now: i64,
 ) -> Result<(), String> {
-    if !authorities
-        .iter()
-        .any(|ca| new.verify_issued_by(ca, now).is_ok())
-    {
+    // A host without a battery boots in the past: what is not valid yet is not wrong for ever.
+    let issued_by = |ca: &Certificate| {
+        matches!(
+            new.verify_issued_by(ca, now),
+            Ok(()) | Err(CertError::NotYetValid { .. })
+        )
+    };
+    if !authorities.iter().any(issued_by) {
         return Err("renewed cert does not verify against the agent CA".to_owned());
     }
     if new.spki != live.key().spki_der() {
         return Err("renewed cert public key does not match the agent key".to_owned());
     }
     let old = live.certificate();
-    if new.subject_cn != old.subject_cn || new.role != old.role {
+    // The certificates of the original have no role; what our dispatcher renews has that of an agent.
+    let fits = new.role == old.role || (old.role.is_none() && new.role == Some(Role::Agent));
+    if new.subject_cn != old.subject_cn || !fits {
         return Err("renewed cert is for another name or role".to_owned());
     }
     if new.not_after <= old.not_after {
@@ -163,6 +174,28 @@ mod tests {
                 "{request} {ca} {days}"
             );
         }
+    }
+
+    #[test]
+    fn a_renewal_may_bring_the_role_of_an_agent_and_no_other() {
+        let (openssl, config) = host();
+        let live = material::identity(&config).unwrap();
+        let authorities = material::authorities(&config).unwrap();
+        let now = live.certificate().not_before + 60;
+        stage(&openssl, "agent", "ca", 900);
+        let mut new = openssl.certificate("staged");
+        for (role, fine) in [
+            (None, true),
+            (Some(Role::Agent), true),
+            (Some(Role::Dispatcher), false),
+        ] {
+            new.role = role;
+            let verdict = judge(&new, &live, &authorities, now);
+            assert_eq!(verdict.is_ok(), fine, "{role:?} {verdict:?}");
+        }
+        new.role = None;
+        assert!(judge(&new, &live, &authorities, now - 86_400).is_ok());
+        assert!(judge(&new, &live, &authorities, new.not_after + 1).is_err());
     }
 
     #[test]
