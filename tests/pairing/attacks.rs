@@ -375,11 +375,11 @@ fn an_agent_can_insist_on_the_strong_code_towards_an_old_dispatcher() {
     let leaf = authority.issue("ctrl-exec-dispatcher", "02", Dates::Days(825));
     let old = fleet::legacy_dispatcher(authority, &leaf);
     let port = free_port();
-    let out = old.path("tmp/request.json");
+    let (out, ca_dir) = (old.path("tmp/request.json"), old.path("etc/ctrl-exec"));
     let args = [
         "pair",
         &port.to_string(),
-        python::text(&old.path("etc/ctrl-exec")),
+        python::text(&ca_dir),
         python::text(&leaf.cert),
         python::text(&leaf.key),
         "old",

@@ -125,7 +125,7 @@ fn child(agent: &Host, port: u16, timeout: &str) -> Daemon {
 
 #[test]
 fn the_process_in_the_background_ends_with_the_codes_of_the_original() {
-    let mut hall = Hall::open();
+    let hall = Hall::open();
     let agents =
         ["paired.test", "late.test", "denied.test", "lost.test"].map(|n| new_agent(n, free_port()));
     let mut children: Vec<Daemon> = agents
