@@ -53,7 +53,7 @@ fn command_substitution_returns_at_once_and_pairs_later() {
     let id = reqid(&run);
     assert!(run.took < Duration::from_secs(5), "{:?}", run.took);
     // What is left behind holds none of our streams: the harness has seen the end of both.
-    let child = processes(&[agent.path("/").to_str().expect("text"), "request-pairing"]);
+    let child = left_behind(&agent);
     assert_eq!(child.len(), 1);
     let pid = child[0];
     for stream in 0..3 {
@@ -103,6 +103,12 @@ fn nobody_decides_and_somebody_denies() {
         (syslog::WARNING, Some("rejected by operator"))
     );
     assert_unpaired(&refused);
+}
+
+/// Processes of a host that still ask.
+fn left_behind(agent: &Host) -> Vec<i32> {
+    let root = agent.path("").display().to_string();
+    processes(&[root.trim_end_matches('/'), "request-pairing"])
 }
 
 /// The process in the background by itself, for its exit code.
@@ -165,7 +171,7 @@ fn what_fails_before_there_is_an_id_fails_in_the_foreground() {
     let run = substitute(&agent, free_port(), "--timeout 601");
     assert_eq!(run.out(), "<>64\n", "{}", run.err());
     assert_unpaired(&agent);
-    assert!(processes(&[agent.path("/").to_str().expect("text"), "request-pairing"]).is_empty());
+    assert!(left_behind(&agent).is_empty());
 }
 
 #[test]

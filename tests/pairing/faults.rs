@@ -240,7 +240,9 @@ fn an_agent_that_is_killed_while_it_stores_is_paired_or_clearly_not() {
                 break;
             }
         }
-        request.signal(Signal::KILL);
+        if request.is_running() {
+            request.signal(Signal::KILL);
+        }
         request.wait(PATIENCE);
         approve.wait(PATIENCE);
         if assert_whole(&agent, when) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::common::fleet::{new_agent, new_dispatcher};
+use crate::common::fleet::{self, new_agent, new_dispatcher};
 use crate::common::{PATIENCE, free_port, wait_until};
 use crate::kit::{Hall, ask, assert_unpaired, at_terminal, configure, fails, line_of, succeeds};
 
@@ -155,8 +155,10 @@ fn a_request_of_a_dead_session_cannot_be_approved() {
         .expect_code(1)
         .err_has("session");
     assert!(!hall.registered("web01.test"));
-    // Putting the next session up again is not kept from working.
+    // It takes no place in the next session, which is not kept from working.
     let next = Hall::of(hall.host, &[]);
+    assert!(fleet::requests(&next.host).is_empty());
+    assert!(next.queue().contains(&format!("{id}.session-ended")));
     next.pair(&agent, &[]);
 }
 
