@@ -136,6 +136,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 None => deadline,
             };
             tokio::select! {
+                // In this order: an agent that has gone is noticed before the queue is asked for what it should get.
+                biased;
                 read = self.stream.read(&mut buffer) => match read {
                     Ok(0) | Err(_) => return DispatcherEvent::PeerClosed,
                     Ok(count) => {

@@ -178,6 +178,8 @@ pub(super) async fn serve(
         let (acceptor, setup) = (presented.acceptor.clone(), presented.setup);
         tasks.spawn(welcome(stream, acceptor, setup, seat, Arc::clone(&shared)));
     }
+    // Nobody new while the others say good-bye.
+    drop(listener);
     let _ = timeout(FAREWELL, async {
         while tasks.join_next().await.is_some() {}
     })
@@ -211,8 +213,14 @@ async fn welcome(
     seat: Seat,
     shared: Arc<Shared>,
 ) {
+    let mut ended = shared.ended.clone();
+    let shaken = tokio::select! {
+        shaken = timeout(STEP_TIMEOUT, acceptor.accept(stream)) => shaken,
+        // Somebody who says nothing must not hold up the end of the session.
+        _ = ended.wait_for(|ended| *ended) => return,
+    };
     // A mere probe of the port ends here, and does not count.
-    let Ok(Ok(stream)) = timeout(STEP_TIMEOUT, acceptor.accept(stream)).await else {
+    let Ok(Ok(stream)) = shaken else {
         return;
     };
     if !lock(&seat.guests).admit(seat.source, true) {

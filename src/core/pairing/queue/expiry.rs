@@ -51,9 +51,21 @@ impl Queue {
             };
             if stale {
                 durable::remove(&self.path(id, extension))?;
+            } else if extension == "json" && !decided() && self.is_orphan(id) {
+                self.retire(id, Outcome::SessionEnded)?;
             }
         }
         self.sweep_hidden(now)
+    }
+
+    /// A request whose listener was killed: nobody can deliver an answer, so it must not take a place. One of the original's listener names no
+    /// session, and a file that cannot be read is left for `list-requests` to complain about.
+    fn is_orphan(&self, id: &PairingId) -> bool {
+        let session = match self.read_record(id, "json") {
+            Ok(Some(record)) => record.session,
+            _ => None,
+        };
+        session.is_some_and(|session| !self.session_lives(&session))
     }
 
     /// Temporary files of interrupted writes, and locks of sessions that are dead.
