@@ -4,6 +4,7 @@
 //! otherwise a host is printed as soon as all hosts before it have answered.
 
 use std::io::IsTerminal as _;
+use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::Method;
@@ -39,20 +40,22 @@ pub(crate) fn dispatch(
     targets: Vec<Target>,
     job: &Job,
     mut show: impl FnMut(&HostResult),
-) -> Result<Vec<HostResult>, AppError> {
+) -> Result<Vec<Arc<HostResult>>, AppError> {
     let client = common::client(config)?;
     let live = std::io::stdout().is_terminal();
-    let mut waiting: Vec<Option<HostResult>> = targets.iter().map(|_| None).collect();
+    let mut waiting: Vec<Option<Arc<HostResult>>> = targets.iter().map(|_| None).collect();
     let mut next = 0;
     let spare = targets.clone();
     common::block_on(fan_out(
         targets,
         config.max_parallel,
         |target| exchange(client.clone(), target, job.clone()),
-        |index| HostResult {
-            target: spare[index].clone(),
-            answer: Err(ExchangeError::Lost("no response from worker".to_owned())),
-            rtt: "0ms".to_owned(),
+        |index| {
+            Arc::new(HostResult {
+                target: spare[index].clone(),
+                answer: Err(ExchangeError::Lost("no response from worker".to_owned())),
+                rtt: "0ms".to_owned(),
+            })
         },
         |index, result| {
             if live {
@@ -68,16 +71,16 @@ pub(crate) fn dispatch(
     ))
 }
 
-async fn exchange(client: Client, target: Target, job: Job) -> HostResult {
+async fn exchange(client: Client, target: Target, job: Job) -> Arc<HostResult> {
     let start = Instant::now();
     let answer = client
         .exchange(&target, Method::POST, job.path, Some(job.body))
         .await;
-    HostResult {
+    Arc::new(HostResult {
         target,
         answer,
         rtt: format!("{}ms", start.elapsed().as_millis()),
-    }
+    })
 }
 
 impl HostResult {

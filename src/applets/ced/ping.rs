@@ -106,7 +106,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
             .collect();
         say!("{}", json!({"ok": 1, "results": objects}));
     }
-    Ok(if args.check && !results.iter().all(alive) {
+    Ok(if args.check && !results.iter().all(|r| alive(r)) {
         Exit::Failure
     } else {
         Exit::Success

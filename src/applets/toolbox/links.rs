@@ -29,6 +29,8 @@ pub(super) fn main(_context: &Context, args: Vec<String>) -> Result<Exit, AppErr
         .map_err(|e| AppError::failed(format!("cannot tell where this program lies: {e}")))?;
     let home = binary.parent().unwrap_or(Path::new("/"));
     let dir = args.dir.unwrap_or_else(|| home.to_owned());
+    // Compared with where this file lies, so it must not be relative.
+    let dir = dir.canonicalize().unwrap_or(dir);
     // A relative target keeps working when the whole directory is moved or lies below a root prefix.
     let same_place = dir.canonicalize().ok() == home.canonicalize().ok();
     let target = match binary.file_name() {

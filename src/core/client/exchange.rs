@@ -19,6 +19,9 @@ use crate::core::registry::Target;
 use crate::core::tls;
 use crate::core::wire;
 
+/// An answer that has begun must be complete within this many read timeouts: an agent that sends a byte now and then is not waited for.
+const WHOLE_BODY: u32 = 5;
+
 /// What every exchange of a dispatch shares.
 #[derive(Clone)]
 pub struct Client {
@@ -157,10 +160,17 @@ impl Client {
                 return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
             }
             let mut bytes = Vec::new();
-            while let Some(frame) = tokio::time::timeout(self.read_timeout, incoming.frame())
-                .await
-                .map_err(silent)?
-            {
+            let whole = self.read_timeout * WHOLE_BODY;
+            let end = Instant::now() + whole;
+            loop {
+                let left = end.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(ExchangeError::ReadTimeout(whole));
+                }
+                let next = tokio::time::timeout(self.read_timeout.min(left), incoming.frame());
+                let Some(frame) = next.await.map_err(silent)? else {
+                    break;
+                };
                 if let Ok(data) = frame.map_err(|e| lost(&e))?.into_data() {
                     if bytes.len() + data.len() > wire::MAX_REPLY_BODY {
                         return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));

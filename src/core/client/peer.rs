@@ -3,6 +3,7 @@
 
 use crate::core::pki::PeerIdentity;
 use crate::core::registry::{AgentRecord, PeerCheck};
+use crate::core::types::AgentName;
 
 /// Says yes, or why not and what to do. Pure.
 ///
@@ -36,10 +37,16 @@ pub fn check(record: &AgentRecord, peer: &PeerIdentity) -> Result<(), String> {
         .unwrap_or("(no name)")
         .escape_debug()
         .to_string();
+    // Only a name that could be one is offered for pasting into a shell.
+    let renamed = match peer.common_name.as_deref().map(AgentName::new) {
+        Some(Ok(cn)) => {
+            format!(" If '{name}' was renamed: ced edit-agent {name} --cert-name {cn};")
+        }
+        _ => String::new(),
+    };
     Err(format!(
         "address of '{name}' answered with the certificate of '{shown}', expected '{expected}' - wrong address, or another host took it \
-         over. If '{name}' was renamed: ced edit-agent {name} --cert-name {shown}; to switch this check off for it: \
-         ced edit-agent {name} --peer-check off"
+         over.{renamed} To switch this check off for it: ced edit-agent {name} --peer-check off"
     ))
 }
 
@@ -47,7 +54,7 @@ pub fn check(record: &AgentRecord, peer: &PeerIdentity) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::core::pki::{Role, Version};
-    use crate::core::types::{AgentName, Serial};
+    use crate::core::types::Serial;
 
     fn peer(cn: &str, role: Option<Role>) -> PeerIdentity {
         PeerIdentity {
@@ -114,5 +121,7 @@ mod tests {
     fn a_hostile_name_does_not_reach_the_terminal_as_it_is() {
         let error = check(&record("web1"), &peer("\u{1b}[2J", None)).unwrap_err();
         assert!(!error.contains('\u{1b}'), "{error:?}");
+        let error = check(&record("web1"), &peer("$(reboot)", None)).unwrap_err();
+        assert!(!error.contains("--cert-name"), "{error}");
     }
 }
