@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -298,13 +298,17 @@ fn key_of(cert: &CertificateDer<'_>) -> Result<SubjectPublicKeyInfoDer<'static>,
     Ok(SubjectPublicKeyInfoDer::from(certificate.spki))
 }
 
-/// rustls checks that the scheme is one of TLS 1.3 (no PKCS#1 v1.5) and fits the curve; taking the bare key makes it work for v1.
+/// rustls checks that the scheme is one of TLS 1.3 (no PKCS#1 v1.5) and fits the curve. Its own reader of certificates is the quick way,
+/// which a v1 certificate cannot go; the bare key can.
 fn tls13_signature(
     message: &[u8],
     cert: &CertificateDer<'_>,
     dss: &DigitallySignedStruct,
 ) -> Result<HandshakeSignatureValid, Error> {
-    verify_tls13_signature_with_raw_key(message, &key_of(cert)?, dss, &algorithms())
+    match verify_tls13_signature(message, cert, dss, &algorithms()) {
+        Ok(valid) => Ok(valid),
+        Err(_) => verify_tls13_signature_with_raw_key(message, &key_of(cert)?, dss, &algorithms()),
+    }
 }
 
 /// TLS 1.2 does not bind the curve to the scheme: any algorithm of the scheme that fits the key will do.
