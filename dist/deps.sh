@@ -47,8 +47,7 @@ elif [ -f /etc/debian_version ]; then
     want python3 python3
     want ip iproute2
     want file file
-    want perl perl
-    perl -MIO::Socket::SSL -e1 2>/dev/null || missing="$missing libio-socket-ssl-perl"
+
     want unshare util-linux
     [ "$have_rust" = yes ] || missing="$missing rustc-web cargo-web"
     if ! sh dist/static.sh --can-build; then

@@ -94,6 +94,7 @@ fn drain(mut stream: TcpStream) -> Vec<u8> {
             Ok(0) => return bytes,
             Ok(n) => bytes.extend_from_slice(&buffer[..n]),
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => panic!("the agent neither answered nor closed: {e}"),
         }
     }
@@ -163,6 +164,31 @@ fn silent_clients_keep_nobody_waiting_and_are_hung_up_on() {
         "silent clients were kept for {:?}",
         start.elapsed()
     );
+    scene.still_serves();
+}
+
+/// A TCP connection from another address of the loopback network.
+fn tcp_from(source: [u8; 4], address: SocketAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    bind(&socket, &SocketAddr::from((source, 0))).expect("every address of 127/8 is ours");
+    connect(&socket, &address).expect("the agent listens");
+    TcpStream::from(socket)
+}
+
+#[test]
+fn silent_clients_from_many_addresses_keep_nobody_waiting_either() {
+    let mut scene = Scene::new();
+    scene.still_serves();
+    let mut silent = Vec::new();
+    for host in 1..=25 {
+        for _ in 0..12 {
+            silent.push(tcp_from([127, 0, 77, host], scene.address()));
+        }
+    }
+    scene.still_serves();
+    scene.still_serves();
+    drop(silent);
     scene.still_serves();
 }
 

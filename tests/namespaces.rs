@@ -7,7 +7,10 @@ use std::process::Command;
 
 use common::fleet::{allow, new_agent, new_dispatcher, wait_for_request};
 use common::process::run;
-use common::{Agent, Daemon, Host, PATIENCE, root_or_skip};
+use common::{Agent, Host, PATIENCE, root_or_skip};
+
+/// What the agent asks before it takes what it got.
+const QUESTION: &str = "Did the dispatcher show the code";
 
 /// Two namespaces and the cable; gone when dropped.
 struct Network {
@@ -85,37 +88,48 @@ fn two_hosts_pair_work_and_part() {
         early.err()
     );
 
-    // Pair, comparing the code on both screens.
-    let mut pairing: Daemon = control.start("ced", &["pairing-mode", "--timeout", "60"]);
+    // Pair at two terminals, comparing the code on both screens.
+    let mut pairing = control.start_at_terminal("ced", &["pairing-mode"]);
     control.wait_for_log(&["ACTION=pairing-mode-start", "PORT=7444"]);
-    let mut request = web.start(
-        "cea",
-        &[
-            "request-pairing",
-            "--dispatcher",
-            "10.77.0.1",
-            "--lookup-by",
-            "ip",
-        ],
-    );
+    let words = [
+        "request-pairing",
+        "--dispatcher",
+        "10.77.0.1",
+        "--lookup-by",
+        "ip",
+    ];
+    let mut request = web.start_at_terminal("cea", &words);
+    request.wait_for_text("Pairing code: ");
+    let said = request.out();
+    let code = said
+        .split("Pairing code: ")
+        .nth(1)
+        .and_then(|rest| rest.get(..6))
+        .expect("six digits");
+    assert!(code.bytes().all(|b| b.is_ascii_digit()), "{said}");
+    assert!(said.contains("Kind of code: bound"), "{said}");
+    pairing.wait_for_text(code);
     let waiting = wait_for_request(&control, "web01.test");
     assert_eq!(
         (waiting["source_ip"].as_str(), waiting["ip"].as_str()),
         (Some("10.77.0.2"), Some("10.77.0.2"))
     );
-    let code = waiting["code"].as_str().expect("a code");
-    request.wait_for_text(code);
-    control
-        .ced(&["approve", waiting["id"].as_str().expect("an id")])
-        .ok();
+    pairing.type_line("a");
+    request.wait_for_text(QUESTION);
+    request.type_line("y");
     assert!(
         request.wait(PATIENCE).success(),
         "{}{}",
         request.out(),
         request.err()
     );
-    pairing.signal(rustix::process::Signal::TERM);
-    pairing.wait(PATIENCE);
+    pairing.type_line("q");
+    assert!(
+        pairing.wait(PATIENCE).success(),
+        "{}{}",
+        pairing.out(),
+        pairing.err()
+    );
     control
         .ced(&["list-agents"])
         .ok()

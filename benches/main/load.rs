@@ -153,18 +153,40 @@ impl Session {
     }
 }
 
-/// How often per second `job` runs in `threads` threads together.
-pub fn rate(time: Duration, threads: usize, job: impl Fn() + Sync) -> f64 {
-    rate_with(time, threads, || (), |()| job())
+/// How much a server got done.
+#[derive(Clone, Copy)]
+pub struct Rate {
+    pub per_second: f64,
+    /// Per second of processor time of the server.
+    pub per_cpu_second: f64,
+}
+
+/// The median of each figure.
+pub fn middle(rates: Vec<Rate>) -> Rate {
+    let median = |figure: fn(&Rate) -> f64| {
+        let mut figures: Vec<f64> = rates.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        figures[figures.len() / 2]
+    };
+    Rate {
+        per_second: median(|r| r.per_second),
+        per_cpu_second: median(|r| r.per_cpu_second),
+    }
+}
+
+/// Lets `threads` threads do `job` again and again towards the server that is process `server`.
+pub fn rate(time: Duration, threads: usize, server: u32, job: impl Fn() + Sync) -> Rate {
+    rate_with(time, threads, server, || (), |()| job())
 }
 
 /// The same for a job that works on something made once per thread.
 pub fn rate_with<T>(
     time: Duration,
     threads: usize,
+    server: u32,
     make: impl Fn() -> T + Sync,
     job: impl Fn(&mut T) + Sync,
-) -> f64 {
+) -> Rate {
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
         for _ in 0..threads {
@@ -177,13 +199,24 @@ pub fn rate_with<T>(
             });
         }
         // Not counted: the first connections.
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(200));
         done.store(0, Ordering::Relaxed);
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), processor_seconds(server));
         std::thread::sleep(time);
-        let counted = done.load(Ordering::Relaxed);
-        let took = start.elapsed();
+        let counted = precise(done.load(Ordering::Relaxed));
+        let (took, cpu) = (start.elapsed(), processor_seconds(server) - cpu);
         stop.store(true, Ordering::Relaxed);
-        precise(counted) / took.as_secs_f64()
+        Rate {
+            per_second: counted / took.as_secs_f64(),
+            per_cpu_second: counted / cpu,
+        }
     })
+}
+
+/// Processor time of the main thread of a process so far; the servers have no other that counts. No number where the kernel keeps none.
+fn processor_seconds(pid: u32) -> f64 {
+    std::fs::read_to_string(format!("/proc/{pid}/schedstat"))
+        .ok()
+        .and_then(|text| text.split_whitespace().next()?.parse().ok())
+        .map_or(f64::NAN, |nanoseconds: u64| precise(nanoseconds) / 1e9)
 }

@@ -4,8 +4,10 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 
 use rustls::{ServerConnection, StreamOwned};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::common::{Daemon, Paired, free_port};
 use crate::load::{Files, Keys, Session};
@@ -17,7 +19,7 @@ pub struct Reference {
     spawning: u16,
     bare: u16,
     client: Vec<String>,
-    _servers: [Daemon; 2],
+    servers: [Daemon; 2],
 }
 
 impl Reference {
@@ -54,13 +56,18 @@ impl Reference {
             spawning,
             bare,
             client: files(&dispatcher),
-            _servers: [first, second],
+            servers: [first, second],
         }
     }
 
     /// The server that only hand-shakes.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.bare))
+    }
+
+    /// Process of the server that only hand-shakes.
+    pub fn pid(&self) -> u32 {
+        self.servers[1].pid()
     }
 
     /// One cold call.
@@ -104,34 +111,58 @@ fn serve(spawns: bool, port: u16, files: &Files) -> ! {
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let config = files.server();
     println!("ready");
+    if !spawns {
+        shake_hands(listener, config);
+    }
     loop {
         let Ok((socket, _)) = listener.accept() else {
             continue;
         };
         let connection = ServerConnection::new(config.clone()).unwrap();
-        // The rate of one thread is the reference for an agent of one thread; a client that breaks off is no reason to stop.
-        let _ = answer(spawns, StreamOwned::new(connection, socket));
+        // A client that breaks off is no reason to stop.
+        let _ = spawn_and_answer(StreamOwned::new(connection, socket));
     }
 }
 
-fn answer(
-    spawns: bool,
-    mut stream: StreamOwned<ServerConnection, TcpStream>,
-) -> std::io::Result<()> {
+fn spawn_and_answer(mut stream: StreamOwned<ServerConnection, TcpStream>) -> std::io::Result<()> {
     stream.sock.set_nodelay(true)?;
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }
-    if spawns {
-        Command::new("/bin/true")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()?;
-    }
+    Command::new("/bin/true")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
     stream.write_all(b"0")?;
     stream.flush()?;
     // Until the client has gone, so that it is the one that closes.
     let _ = stream.sock.read(&mut [0; 16]);
     Ok(())
+}
+
+/// Hand-shakes with many clients at once in one thread, as the agent does, and nothing else.
+fn shake_hands(listener: TcpListener, config: Arc<rustls::ServerConfig>) -> ! {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    listener.set_nonblocking(true).unwrap();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(config);
+        loop {
+            let Ok((socket, _)) = listener.accept().await else {
+                continue;
+            };
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let _ = socket.set_nodelay(true);
+                let mut stream = acceptor.accept(socket).await?;
+                stream.write_all(b"0").await?;
+                stream.flush().await?;
+                stream.read(&mut [0; 16]).await
+            });
+        }
+    })
 }

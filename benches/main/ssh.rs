@@ -1,12 +1,14 @@
 //! The same job by SSH, where it is installed: a client that runs `true` through a server on loopback.
 
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::common::process::run;
-use crate::common::{Daemon, PATIENCE, free_port, is_root, wait_until};
+use crate::common::{Daemon, PATIENCE, free_port, is_root};
 
 /// A running server and how to call it.
 pub struct Peer {
@@ -35,12 +37,16 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|p| p.exists())
 }
 
-fn listening(port: u16) {
-    wait_until("the SSH server listens", PATIENCE, || {
-        std::net::TcpStream::connect(("127.0.0.1", port))
-            .ok()
-            .map(|_| ())
-    });
+/// Whether the server comes up; where it does not, that is its own affair.
+fn listening(server: &mut Daemon, port: u16) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end && server.is_running() {
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err("its server does not start here".to_owned())
 }
 
 /// `dbclient` towards `dropbear`. The server reads only the user's own `~/.ssh`, so it gets a home of its own in a mount namespace.
@@ -80,8 +86,8 @@ pub fn dropbear() -> Result<Peer, String> {
         .arg(server)
         .args([&at("host"), &port.to_string()])
         .stdin(Stdio::null());
-    let server = Daemon::start(&mut command);
-    listening(port);
+    let mut server = Daemon::start(&mut command);
+    listening(&mut server, port)?;
     let args = [
         "-y",
         "-y",
@@ -129,12 +135,12 @@ pub fn openssh() -> Result<Peer, String> {
     );
     std::fs::write(dir.path().join("config"), config).unwrap();
     let _ = std::fs::create_dir_all("/run/sshd");
-    let server = Daemon::start(
+    let mut server = Daemon::start(
         Command::new(server)
             .args(["-D", "-e", "-f", &at("config")])
             .stdin(Stdio::null()),
     );
-    listening(port);
+    listening(&mut server, port)?;
     let options = [
         "-F",
         "none",

@@ -147,19 +147,6 @@ pub fn replace(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableErro
     prepare(target, bytes, mode, Owner::default())?.commit()
 }
 
-/// Like [`replace`], giving the new file an owner before it appears.
-///
-/// # Errors
-/// As [`replace`], and when the owner cannot be set.
-pub fn replace_owned(
-    target: &Path,
-    bytes: &[u8],
-    mode: u32,
-    owner: Owner,
-) -> Result<(), DurableError> {
-    prepare(target, bytes, mode, owner)?.commit()
-}
-
 /// Like [`replace`], keeping owner and group of the file that is replaced (where there is one and we may).
 ///
 /// # Errors
@@ -222,12 +209,33 @@ pub fn create_dir(path: &Path, mode: u32) -> Result<(), DurableError> {
         std::fs::create_dir_all(parent).map_err(failed)?;
     }
     match std::fs::create_dir(path) {
-        Ok(()) => {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
-        }
+        // Through a descriptor: the owner of the parent could put a link in the place of the new directory.
+        Ok(()) => open_dir(path)
+            .and_then(|dir| dir.set_permissions(std::fs::Permissions::from_mode(mode)))
+            .map_err(failed),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(e) => Err(failed(e)),
     }
+}
+
+/// Gives a directory to somebody, unless there is a link in its place.
+///
+/// # Errors
+/// It is no directory, or its owner cannot be changed.
+pub fn give_dir(path: &Path, owner: Owner) -> Result<(), DurableError> {
+    open_dir(path)
+        .and_then(|dir| std::os::unix::fs::fchown(&dir, owner.uid, owner.gid))
+        .map_err(|source| DurableError::Owner {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn open_dir(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY)
+        .open(path)
 }
 
 /// An exclusive `flock(2)`, held until dropped. The kernel frees it when the process ends, however it ends.
@@ -268,8 +276,10 @@ impl Lock {
 }
 
 fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
+    // Whoever owns the directory can put anything there: a FIFO must not hold us, a link not lead us away.
+    const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut options = OpenOptions::new();
-    options.append(true).custom_flags(libc::O_NOFOLLOW);
+    options.append(true).custom_flags(FLAGS);
     match options.clone().create_new(true).mode(mode).open(path) {
         Ok(file) => {
             if rustix::process::geteuid().is_root()
@@ -284,12 +294,16 @@ fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(e),
     }
-    match options.open(path) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path),
+    let file = match options.open(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            OpenOptions::new().read(true).custom_flags(FLAGS).open(path)
+        }
         other => other,
+    }?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::other("it is not a plain file: remove it"))
     }
 }
 
@@ -350,6 +364,22 @@ mod tests {
         assert!(Lock::exclusive(&path, 0o600, patience).is_err());
         drop(held);
         assert!(Lock::exclusive(&path, 0o600, patience).is_ok());
+    }
+
+    #[test]
+    fn what_lies_in_the_place_of_a_lock_neither_holds_nor_misleads_us() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, link) = (dir.path().join("fifo"), dir.path().join("link"));
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &link).unwrap();
+        for path in [&fifo, &link] {
+            let patience = std::time::Duration::from_millis(30);
+            assert!(Lock::exclusive(path, 0o600, patience).is_err());
+        }
+        assert!(!dir.path().join("elsewhere").exists());
+        assert!(give_dir(&link, Owner::default()).is_err());
+        assert!(give_dir(dir.path(), Owner::default()).is_ok());
     }
 
     #[test]

@@ -81,7 +81,9 @@ impl Action {
 }
 
 fn escape(value: &str) -> String {
-    let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"' && c != '\\';
+    // Besides control characters: what reorders or hides text (bidirectional overrides, zero-width characters, line separators).
+    let visible = |c: char| matches!(c, '"' | '\'' | '\\' | ' ') || c.escape_debug().len() == 1;
+    let plain = |c: char| !c.is_whitespace() && visible(c) && c != '"' && c != '\\';
     if value.len() <= MAX_VALUE && value.chars().all(plain) {
         return value.to_owned();
     }
@@ -97,8 +99,7 @@ fn escape(value: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            // Line and paragraph separators split lines in some viewers although they are not control characters.
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => {
+            c if !visible(c) => {
                 let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
             }
             c => out.push(c),
@@ -158,6 +159,8 @@ struct SyslogState {
 }
 
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for a syslog daemon that takes no lines; everything else on this thread waits as long.
+const WRITE_PATIENCE: Duration = Duration::from_millis(200);
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
@@ -192,7 +195,8 @@ impl log::Log for Logger {
 impl SyslogState {
     fn send(&mut self, path: &std::path::Path, ident: &str, level: log::Level, line: &str) -> bool {
         for _ in 0..2 {
-            if self.socket.is_none() {
+            let fresh = self.socket.is_none();
+            if fresh {
                 if self
                     .last_attempt
                     .is_some_and(|at| at.elapsed() < RECONNECT_PAUSE)
@@ -203,7 +207,7 @@ impl SyslogState {
                 self.socket = UnixDatagram::unbound()
                     .and_then(|s| {
                         s.connect(path)?;
-                        s.set_write_timeout(Some(RECONNECT_PAUSE))?;
+                        s.set_write_timeout(Some(WRITE_PATIENCE))?;
                         Ok(s)
                     })
                     .ok();
@@ -218,7 +222,10 @@ impl SyslogState {
                     return true;
                 }
                 self.socket = None;
-                self.last_attempt = None;
+                // An old socket is replaced at once. A daemon that does not take a line from a new one either must not hold up every line.
+                if !fresh {
+                    self.last_attempt = None;
+                }
             }
         }
         self.dropped += 1;
@@ -273,6 +280,10 @@ mod tests {
             "ACTION=deny SCRIPT=\"x\\\" ACTION=run\\nACTION=run EXIT=0\""
         );
         assert_eq!(Action::new("a").field("K", "").render(), "ACTION=a K=");
+        let line = Action::new("a")
+            .field("K", "it's\u{202e}\u{200b}ü")
+            .render();
+        assert_eq!(line, "ACTION=a K=\"it's\\u{202e}\\u{200b}ü\"");
     }
 
     #[test]

@@ -12,8 +12,11 @@ pub enum Trust {
     /// Configuration, certificates, hooks: of root or ourselves, and not writable by everybody.
     Public,
     /// What a service writes for itself and root edits (trust map): as [`Trust::Public`], but root also accepts the owner of the directory,
-    /// who could put another file in its place anyway.
+    /// who could put another file in its place anyway. For that reason it must lie there itself: a link, symbolic or hard, out of a directory
+    /// of somebody else could make root read (and a rewrite publish) what its owner may not see.
     State,
+    /// Scripts of the allowlist: of whoever deploys them, but not writable by everybody.
+    Script,
     /// Keys: closed to "other" altogether and not writable by the group, which may read. Root accepts any owner: a service user owns its
     /// key, and what a key says is proved by the certificate it belongs to.
     Secret,
@@ -36,6 +39,8 @@ pub enum OpenError {
     Exposed { path: PathBuf, mode: u32 },
     #[error("everybody can replace '{}' because directory '{}' is writable for all: remove that right with chmod", .path.display(), .directory.display())]
     OpenDirectory { path: PathBuf, directory: PathBuf },
+    #[error("'{}' is a link in a directory of uid {uid}, who could choose what it leads to: put a plain file there", .path.display())]
+    ForeignLink { path: PathBuf, uid: u32 },
     #[error("'{}' changed while it was being checked: try again", .path.display())]
     Changed { path: PathBuf },
     #[error("'{}' is larger than {max} bytes", .path.display())]
@@ -113,6 +118,14 @@ fn judge_once(path: &Path, trust: Trust, flags: i32) -> Result<Opened, OpenError
         trust,
     )?);
     let named = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if trust == Trust::State
+        && let Some(uid) = led_away(&named, &real, meta.nlink(), euid).map_err(moved)?
+    {
+        return Err(OpenError::ForeignLink {
+            path: path.to_owned(),
+            uid,
+        });
+    }
     let mut seen: Vec<&Path> = Vec::new();
     for above in real
         .ancestors()
@@ -130,6 +143,21 @@ fn judge_once(path: &Path, trust: Trust, flags: i32) -> Result<Opened, OpenError
     Ok(Opened { file, warnings })
 }
 
+/// The owner of a directory on the way who is neither root nor we, and out of whose hands a link leads.
+fn led_away(named: &Path, real: &Path, links: u64, euid: u32) -> io::Result<Option<u32>> {
+    for above in named.ancestors().skip(1) {
+        let owner = std::fs::metadata(above)?.uid();
+        if owner == 0 || owner == euid {
+            continue;
+        }
+        let below = named.strip_prefix(above).map_err(io::Error::other)?;
+        if links > 1 || std::fs::canonicalize(above)?.join(below) != real {
+            return Ok(Some(owner));
+        }
+    }
+    Ok(None)
+}
+
 /// Opens, judges and reads a whole file.
 ///
 /// # Errors
@@ -145,6 +173,16 @@ pub fn read_trusted(path: &Path, max_bytes: u64, trust: Trust) -> Result<Vec<u8>
 /// It cannot be opened or read, is no regular file, or is too long.
 pub fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, OpenError> {
     let file = open_regular(path, libc::O_NONBLOCK | libc::O_NOCTTY)?;
+    read_all(&file, path, max_bytes)
+}
+
+/// As [`read_bounded`], but a link is refused: for files in directories that a service may write to, where a link could make root read
+/// (and a rewrite publish) what the service may not see.
+///
+/// # Errors
+/// As [`read_bounded`], and it is a symbolic link.
+pub fn read_plain(path: &Path, max_bytes: u64) -> Result<Vec<u8>, OpenError> {
+    let file = open_regular(path, libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)?;
     read_all(&file, path, max_bytes)
 }
 
@@ -167,6 +205,17 @@ pub fn check_executable(path: &Path) -> Result<Vec<String>, OpenError> {
         path: path.to_owned(),
     })?;
     Ok(opened.warnings)
+}
+
+/// Judges a script of the allowlist: nobody but the few who may must be able to change what runs.
+///
+/// # Errors
+/// Everybody may write to it, or replace it in its directory. That it is absent or not executable is for whoever starts it to say.
+pub fn check_script(path: &Path) -> Result<(), OpenError> {
+    match open_judged(path, Trust::Script, libc::O_PATH) {
+        Err(error @ (OpenError::Writable { .. } | OpenError::OpenDirectory { .. })) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// `flags` hold O_NONBLOCK or O_PATH: a FIFO in the place of a file must not hold us.
@@ -193,7 +242,9 @@ fn open_regular(path: &Path, flags: i32) -> Result<File, OpenError> {
 }
 
 fn read_all(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, OpenError> {
-    let mut bytes = Vec::new();
+    // One read instead of many small ones: the agent reads its certificate for every ping.
+    let size = file.metadata().map_or(0, |m| m.len()).min(max);
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
     file.take(max.saturating_add(1))
         .read_to_end(&mut bytes)
         .map_err(|source| OpenError::Read {
@@ -237,6 +288,7 @@ fn judge_file(
     let owner_is_fine = match trust {
         Trust::Public => own,
         Trust::State => own || (euid == 0 && directory_owner == Some(facts.uid)),
+        Trust::Script => true,
         Trust::Secret => own || euid == 0,
     };
     let (path, mode) = (path.to_owned(), facts.mode);
@@ -322,6 +374,43 @@ mod tests {
     }
 
     #[test]
+    fn links_lead_nowhere_out_of_the_directory_of_somebody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = dir.path().join("theirs");
+        std::fs::create_dir_all(theirs.join("below")).unwrap();
+        let (secret, plain) = (dir.path().join("secret"), theirs.join("plain"));
+        std::fs::write(&secret, "x").unwrap();
+        std::fs::write(&plain, "x").unwrap();
+        let (soft, through) = (theirs.join("soft"), theirs.join("dir"));
+        symlink(&secret, &soft).unwrap();
+        symlink(dir.path(), &through).unwrap();
+        // Root gives the directory away; anybody else pretends to be another user.
+        let me = rustix::process::geteuid();
+        let (euid, owner) = if me.is_root() {
+            std::os::unix::fs::chown(&theirs, Some(54_321), None).unwrap();
+            (0, 54_321)
+        } else {
+            (me.as_raw() + 1, me.as_raw())
+        };
+        let led = |path: &Path, links, euid| {
+            let real = std::fs::canonicalize(path).unwrap();
+            led_away(path, &real, links, euid).unwrap()
+        };
+        assert_eq!(led(&soft, 1, euid), Some(owner));
+        assert_eq!(led(&through.join("secret"), 1, euid), Some(owner));
+        assert_eq!(led(&plain, 2, euid), Some(owner));
+        assert_eq!(led(&soft, 1, owner), None);
+        if me.is_root() {
+            assert_eq!(led(&plain, 1, euid), None);
+            assert!(matches!(
+                read_trusted(&soft, 9, Trust::State),
+                Err(OpenError::ForeignLink { uid: 54_321, .. })
+            ));
+            assert_eq!(read_trusted(&plain, 9, Trust::State).unwrap(), b"x");
+        }
+    }
+
+    #[test]
     fn modes_decide() {
         assert!(judge(0, 0o644, ME, 0, Trust::Public).unwrap().is_none());
         assert!(judge(0, 0o664, ME, 0, Trust::Public).unwrap().is_some());
@@ -360,6 +449,8 @@ mod tests {
         let link = dir.path().join("link");
         symlink(&path, &link).unwrap();
         assert_eq!(read_trusted(&link, 5, Trust::Secret).unwrap(), b"12345");
+        assert_eq!(read_plain(&path, 5).unwrap(), b"12345");
+        assert!(matches!(read_plain(&link, 5), Err(OpenError::Open { .. })));
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
         assert!(matches!(
             read_trusted(&link, 5, Trust::Secret),
@@ -406,6 +497,31 @@ mod tests {
         assert!(read_trusted(&good, 9, Trust::Public).is_ok());
         assert!(matches!(
             read_trusted(&link, 9, Trust::Public),
+            Err(OpenError::OpenDirectory { .. })
+        ));
+    }
+
+    #[test]
+    fn a_script_that_everybody_may_change_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("script");
+        assert!(check_script(&path).is_ok());
+        std::fs::write(&path, "x").unwrap();
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        mode(&path, 0o775);
+        assert!(check_script(&path).is_ok());
+        assert!(judge(7, 0o755, ME, 7, Trust::Script).is_ok());
+        mode(&path, 0o757);
+        assert!(matches!(
+            check_script(&path),
+            Err(OpenError::Writable { .. })
+        ));
+        mode(&path, 0o755);
+        mode(dir.path(), 0o777);
+        assert!(matches!(
+            check_script(&path),
             Err(OpenError::OpenDirectory { .. })
         ));
     }

@@ -9,8 +9,16 @@ pub fn stdout_line(line: &str) -> bool {
 }
 
 /// Writes a line to stderr, if anybody reads it.
+#[allow(
+    clippy::print_stderr,
+    reason = "in tests only: the test runner captures nothing else"
+)]
 pub fn stderr_line(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    if cfg!(test) {
+        eprintln!("{line}");
+    } else {
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
 }
 
 /// Writes bytes as they are to stdout. Returns false when nobody reads any more.

@@ -167,6 +167,26 @@ impl Host {
         Daemon::start(self.command(program).args(args))
     }
 
+    /// A program in the background whose standard streams are a terminal; what is written to [`Daemon::stdin`] is typed there.
+    #[track_caller]
+    pub fn start_at_terminal(&self, program: &str, args: &[&str]) -> Daemon {
+        const TERMINAL: &str = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)";
+        let inner = self.command(program);
+        let mut command = Command::new("python3");
+        command
+            .args(["-c", TERMINAL])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .args(args)
+            .env_clear()
+            .env("TERM", "dumb")
+            .stdin(Stdio::piped());
+        for (key, value) in inner.get_envs() {
+            command.env(key, value.unwrap_or_default());
+        }
+        Daemon::start(&mut command)
+    }
+
     pub fn log_lines(&self) -> Vec<LogLine> {
         self.log.lines()
     }

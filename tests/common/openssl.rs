@@ -99,17 +99,21 @@ impl Authority {
     /// The CA of this test binary: making one takes a second, so its tests share it.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Authority> = OnceLock::new();
-        SHARED.get_or_init(|| Self::new("ctrl-exec CA", 3072))
+        SHARED.get_or_init(|| Self::make("ctrl-exec CA", 3072, lasting()))
     }
 
     /// Another CA of the same name, which nobody trusts.
     pub fn foreign() -> &'static Self {
         static FOREIGN: OnceLock<Authority> = OnceLock::new();
-        FOREIGN.get_or_init(|| Self::new("ctrl-exec CA", 2048))
+        FOREIGN.get_or_init(|| Self::make("ctrl-exec CA", 2048, lasting()))
     }
 
     pub fn new(cn: &str, bits: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("ce-ca-").tempdir().unwrap();
+        Self::make(cn, bits, dir)
+    }
+
+    fn make(cn: &str, bits: u32, dir: TempDir) -> Self {
         let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         openssl(&["genrsa", "-out", &at("ca.key"), &bits.to_string()]);
         let subject = format!("/CN={cn}");
@@ -355,6 +359,24 @@ impl Authority {
             cn: cn.to_owned(),
         }
     }
+}
+
+/// A directory that lasts as long as this process. Nothing is dropped at its end, so the next one removes what dead ones left behind.
+fn lasting() -> TempDir {
+    const PREFIX: &str = "ce-shared-";
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    tempfile::Builder::new()
+        .prefix(&format!("{PREFIX}{}-", std::process::id()))
+        .tempdir()
+        .unwrap()
 }
 
 /// Do the public key of a certificate file and a private key file belong together?

@@ -241,6 +241,14 @@ impl Daemon {
             .expect("the command was given a pipe")
     }
 
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) {
+        use std::io::Write as _;
+        self.stdin()
+            .write_all(format!("{line}\n").as_bytes())
+            .unwrap();
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();

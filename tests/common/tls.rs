@@ -134,6 +134,7 @@ impl Client {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Ok(bytes),
                 Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(bytes),
                 // The server closes while our unread request bytes are still under way: what it said before counts.
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset && !bytes.is_empty() => {
@@ -178,14 +179,16 @@ impl Client {
                 reply.body = bytes[*start..*start + *length].to_vec();
                 return Ok(wanted.take().unwrap().0);
             }
-            match self.stream.read(&mut buffer)? {
-                0 => {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => {
                     return Err(io::Error::new(
                         io::ErrorKind::UnexpectedEof,
                         format!("closed after {} bytes", bytes.len()),
                     ));
                 }
-                n => bytes.extend_from_slice(&buffer[..n]),
+                Ok(n) => bytes.extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
     }

@@ -38,7 +38,8 @@ pub(super) struct Admission {
     addresses: RateLimiter,
     dispatchers: RateLimiter,
     trusted: HashMap<IpAddr, Instant>,
-    pending: HashMap<IpAddr, u32>,
+    /// By [`source_key`]: whoever owns an IPv6 network must not count as many.
+    pending: HashMap<String, u32>,
 }
 
 impl Admission {
@@ -68,7 +69,7 @@ impl Admission {
             return false;
         }
         let trusted = self.is_trusted(address, now);
-        let pending = self.pending.entry(address).or_default();
+        let pending = self.pending.entry(source_key(address)).or_default();
         if *pending >= MAX_PENDING && !trusted {
             return false;
         }
@@ -78,10 +79,11 @@ impl Admission {
 
     /// The handshake of [`at_the_door`](Self::at_the_door) has ended, in whatever way.
     pub(super) fn handshake_over(&mut self, address: IpAddr) {
-        if let Some(pending) = self.pending.get_mut(&address) {
+        let key = source_key(address);
+        if let Some(pending) = self.pending.get_mut(&key) {
             *pending -= 1;
             if *pending == 0 {
-                self.pending.remove(&address);
+                self.pending.remove(&key);
             }
         }
     }
@@ -256,6 +258,12 @@ mod tests {
         assert!(door.at_the_door(other, now));
         door.handshake_over(ADDRESS);
         assert!(door.at_the_door(ADDRESS, now));
+
+        let host = |n: u32| format!("2001:db8::{n:x}").parse().unwrap();
+        for n in 0..MAX_PENDING {
+            assert!(door.at_the_door(host(n), now));
+        }
+        assert!(!door.at_the_door(host(MAX_PENDING), now));
     }
 
     #[test]

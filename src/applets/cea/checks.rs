@@ -9,6 +9,7 @@ use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::profile;
+use crate::core::secure_open;
 use crate::core::trust::{RevocationList, TrustMap};
 use crate::{complain, say};
 
@@ -186,6 +187,9 @@ impl Findings {
         for (name, entry) in &allowlist.scripts {
             let verdict = match profile::resolve(name.as_str(), allowlist, config) {
                 Err(reason) => format!("[REFUSED: {reason}]"),
+                Ok(allowed) if secure_open::check_script(allowed.path.as_path()).is_err() => {
+                    "[REFUSED: writable for everybody]".to_owned()
+                }
                 Ok(_) if scripts::is_executable(entry, config) => "[ok]".to_owned(),
                 Ok(_) => "[NOT EXECUTABLE]".to_owned(),
             };

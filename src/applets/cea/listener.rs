@@ -1,12 +1,13 @@
 //! Accepts connections and sees them through the handshake, each in a task of its own: nothing that a peer does or omits to do keeps
 //! others waiting or ends the daemon (spec/agent.md 7.2, weaknesses W1 and W3 of 19.2).
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -18,8 +19,11 @@ use crate::core::tls;
 
 /// Longest time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way at the same time; further connections wait in the kernel.
+/// Handshakes under way at the same time; further connections wait in the kernel, and then for [`HASTE`] at most.
 const MAX_HANDSHAKES: usize = 128;
+/// A handshake gets at least this long; after it, it gives way to the next connection when there is no place left. Without that,
+/// silent clients of a few addresses could keep everybody else waiting.
+const HASTE: Duration = Duration::from_millis(500);
 /// Pause after an accept that failed (out of descriptors): trying at once again would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A failing accept is logged this often and no more.
@@ -38,25 +42,23 @@ pub(super) struct House {
 
 /// Serves until told to stop. Returns at once then; requests in flight go on.
 pub(super) async fn accept_loop(listener: TcpListener, house: House) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let mut handshakes = Handshakes::default();
     let mut stop = house.stop.clone();
     let mut complained: Option<Instant> = None;
     loop {
         let next = async {
-            let slot = handshakes.clone().acquire_owned().await;
-            (slot, listener.accept().await)
+            handshakes.make_room().await;
+            listener.accept().await
         };
-        let (slot, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = told_to_stop(&mut stop) => return,
             next = next => next,
         };
-        // The semaphore is never closed.
-        let Ok(slot) = slot else { return };
         match accepted {
             Ok((stream, address)) => {
                 let address = address.ip().to_canonical();
                 if may_enter(&house.agent, address) {
-                    tokio::spawn(receive(house.clone(), stream, address, slot));
+                    tokio::spawn(receive(house.clone(), stream, address, handshakes.enter()));
                 }
             }
             Err(error) => {
@@ -67,6 +69,58 @@ pub(super) async fn accept_loop(listener: TcpListener, house: House) {
                 sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// The handshakes under way, oldest first.
+#[derive(Default)]
+struct Handshakes {
+    under_way: VecDeque<(Instant, oneshot::Sender<()>)>,
+    freed: Arc<Notify>,
+}
+
+/// The place of one handshake, free again when dropped.
+struct Place {
+    give_way: oneshot::Receiver<()>,
+    freed: Arc<Notify>,
+}
+
+impl Handshakes {
+    /// Returns when one more handshake may begin; ends the oldest one if that is what it takes.
+    async fn make_room(&mut self) {
+        loop {
+            self.under_way.retain(|(_, over)| !over.is_closed());
+            if self.under_way.len() < MAX_HANDSHAKES {
+                return;
+            }
+            let Some((since, _)) = self.under_way.front() else {
+                return;
+            };
+            let left = HASTE.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                if let Some((_, slowest)) = self.under_way.pop_front() {
+                    let _ = slowest.send(());
+                }
+                return;
+            }
+            let _ = timeout(left, self.freed.notified()).await;
+        }
+    }
+
+    fn enter(&mut self) -> Place {
+        let (over, give_way) = oneshot::channel();
+        self.under_way.push_back((Instant::now(), over));
+        Place {
+            give_way,
+            freed: self.freed.clone(),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.give_way.close();
+        self.freed.notify_one();
     }
 }
 
@@ -81,13 +135,16 @@ fn may_enter(agent: &Agent, address: IpAddr) -> bool {
     agent.admission().at_the_door(address, Instant::now())
 }
 
-async fn receive(house: House, stream: TcpStream, address: IpAddr, slot: OwnedSemaphorePermit) {
+async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Place) {
     let agent = &house.agent;
     let snapshot = agent.snapshot();
     let _ = stream.set_nodelay(true);
     let acceptor = TlsAcceptor::from(snapshot.tls.clone());
-    let accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-    drop(slot);
+    let accepted = tokio::select! {
+        accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => accepted.map_err(|_| "handshake timed out"),
+        _ = &mut place.give_way => Err("handshake too slow while others were waiting"),
+    };
+    drop(place);
     agent.admission().handshake_over(address);
 
     let failed = |failure, reason: String| {
@@ -101,7 +158,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, slot: OwnedSe
     let stream = match accepted {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return failed(sort(&error), tls::classify(&error).to_string()),
-        Err(_) => return failed(Failure::Disconnected, "handshake timed out".to_owned()),
+        Err(late) => return failed(Failure::Disconnected, late.to_owned()),
     };
     let identity = match tls::peer_identity(stream.get_ref().1) {
         Ok(identity) => Arc::new(identity),

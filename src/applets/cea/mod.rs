@@ -11,6 +11,7 @@ mod material;
 mod notify;
 mod pairing;
 mod patience;
+mod promote;
 mod reply;
 mod scripts;
 mod self_ping;
@@ -85,6 +86,11 @@ static MODES: &[Mode] = &[
         name: "self-ping",
         summary: Some("ask the running agent on this host whether it answers"),
         entry: |context, files, _| self_ping::self_ping(context, files),
+    },
+    Mode {
+        name: "promote-cert",
+        summary: None,
+        entry: |context, files, _| Ok(promote::promote(context, files)),
     },
     Mode {
         name: "cert-staged",

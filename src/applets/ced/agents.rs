@@ -87,7 +87,7 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
             expiry::days_left(&agent.expiry, now).map_or_else(|| "?".to_owned(), |d| d.to_string());
         say!(
             "{:<30}  {:<16}  {:<5}  {:<8}  {:<22}  {:<24}  {days}",
-            agent.hostname,
+            shown(&agent.hostname),
             shown(&agent.ip),
             agent.port,
             agent.lookup_by.as_str(),

@@ -69,11 +69,14 @@ fn load_cas(path: &Path) -> Result<Vec<Certificate>, AppError> {
 
 /// Runs a future to its end on one thread.
 pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, AppError> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map(|runtime| runtime.block_on(future))
-        .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))
+        .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
+    let output = runtime.block_on(future);
+    // A look-up that hangs in the resolver has met its deadline already and must not hold up the end.
+    runtime.shutdown_background();
+    Ok(output)
 }
 
 pub(crate) fn new_reqid() -> Result<ReqId, AppError> {

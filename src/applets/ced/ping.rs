@@ -11,6 +11,7 @@ use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
 use crate::applets::ced::run::denied;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
+use crate::core::config::diagnostics::printable;
 use crate::core::logging::Action;
 use crate::core::wire;
 use crate::say;
@@ -150,6 +151,6 @@ fn print(result: &HostResult) {
     );
     // The original hides the reason; it is what the operator needs next.
     if let Err(error) = &result.answer {
-        say!("    {error}");
+        say!("    {}", printable(&error.to_string()));
     }
 }

@@ -10,6 +10,7 @@ use crate::applets::ced::common::{self, Claims};
 use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
+use crate::core::config::diagnostics::printable;
 use crate::core::logging::Action;
 use crate::core::terminal;
 use crate::core::wire;
@@ -165,8 +166,9 @@ fn print(result: &HostResult, reqid: &str) {
             .unwrap_or_default()
     };
     let error = match &result.answer {
-        Ok(_) => field("error").escape_debug().to_string(),
-        Err(error) => error.to_string(),
+        Ok(_) => printable(field("error")),
+        // May quote the agent.
+        Err(error) => printable(&error.to_string()),
     };
     if !error.is_empty() {
         text.push_str(&format!("    ERROR: {error}\n"));

@@ -88,7 +88,7 @@ pub(super) fn setup_dispatcher(context: &Context, call: &Call) -> Result<Exit, A
     }
     let config = common::load_config(context, args.config.as_deref())?;
     let authority = Authority::load(&config.ca_dir, common::clock(&config))
-        .map_err(|e| AppError::failed(format!("{e} - run 'ced setup-ca' first?")))?;
+        .map_err(|e| AppError::failed(format!("{e}")))?;
 
     if config.cert.exists() && !args.yes && !confirmed(&config)? {
         say!("Aborted.");

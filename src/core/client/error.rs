@@ -20,7 +20,7 @@ pub enum ExchangeError {
     ConnectTimeout { host: String },
     #[error("TLS handshake with '{host}' failed - certificate or trust mismatch ({failure})")]
     Tls { host: String, failure: TlsFailure },
-    /// The address answered with a certificate that is not the agent's (design.md 5).
+    /// The address answered with a certificate that is not the agent's (docs/security.md).
     #[error("{0}")]
     WrongPeer(String),
     #[error("read timeout after {}s", .0.as_secs())]

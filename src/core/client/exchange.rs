@@ -218,9 +218,32 @@ fn of_http(host: &str, error: &hyper::Error) -> ExchangeError {
     }
 }
 
+/// Most values in one answer. A parsed value takes more than ten times the memory of its shortest text, so the limit of bytes alone would
+/// let one agent take gigabytes; honest answers have few values, some of them long.
+const MAX_PARTS: usize = 1_000_000;
+
+/// Values in a JSON text, roughly: what begins or separates them, outside strings.
+fn parts(json: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' | b',' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 /// Decides what an answer means (spec/dispatcher.md 9.1): any 2xx with a JSON object is success.
 fn judge(status: StatusCode, bytes: &[u8]) -> Result<Answer, ExchangeError> {
-    let parsed: Option<Map<String, Value>> = serde_json::from_slice(bytes).ok();
+    let parsed: Option<Map<String, Value>> = if parts(bytes) > MAX_PARTS {
+        None
+    } else {
+        serde_json::from_slice(bytes).ok()
+    };
     if status.is_success() {
         return parsed
             .map(|body| Answer {
@@ -247,6 +270,18 @@ fn judge(status: StatusCode, bytes: &[u8]) -> Result<Answer, ExchangeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_of_too_many_values_is_not_taken_apart() {
+        assert_eq!(parts(br#"{"a,[{":"\",[","b":[1,2]}"#), 4);
+        let long = format!(r#"{{"stdout":"{}"}}"#, "[,".repeat(MAX_PARTS));
+        assert!(judge(StatusCode::OK, long.as_bytes()).is_ok());
+        let many = format!(r#"{{"x":[{}0]}}"#, "0,".repeat(MAX_PARTS));
+        assert_eq!(
+            judge(StatusCode::OK, many.as_bytes()).unwrap_err(),
+            ExchangeError::InvalidJson
+        );
+    }
 
     #[test]
     fn answers_are_judged_by_status_and_body() {

@@ -1,4 +1,4 @@
-//! Is the certificate that answered the one of the agent that was addressed? The check that the original lacks (design.md 5,
+//! Is the certificate that answered the one of the agent that was addressed? The check that the original lacks (docs/security.md,
 //! spec/dispatcher.md 22.1 item 6): without it any agent can impersonate any other.
 
 use crate::core::pki::PeerIdentity;

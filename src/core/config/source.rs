@@ -1,4 +1,4 @@
-//! A configuration file in memory: opened once, judged by what is open, read within a bound (design.md 2, spec/executor.md 7.6).
+//! A configuration file in memory: opened once, judged by what is open, read within a bound (spec/executor.md 7.6).
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::diagnostics::{Diagnostic, Excerpt, Position, Severity};
 use super::error::ConfigError;
+use crate::core::secure_open::{self, OpenError, Trust};
 
 /// Largest configuration file.
 pub const MAX_BYTES: u64 = 1024 * 1024;
@@ -73,7 +74,7 @@ impl SourceFile {
     ///
     /// # Errors
     /// The file cannot be opened or read, is not a regular file, is too large, may be written by everybody or belongs to somebody
-    /// who has no say here (anyone but root and our own effective user).
+    /// who has no say here (anyone but root and our own effective user), or everybody may replace it in its directory.
     pub fn read(path: &Path, kind: Kind) -> Result<(Self, Vec<Diagnostic>), ConfigError> {
         let open = |error: &io::Error| ConfigError::Open {
             kind: kind.word(),
@@ -102,6 +103,14 @@ impl SourceFile {
                 warnings.push(Diagnostic::of_file(path, Severity::Warning, reason));
             }
             Verdict::Refused(reason) => return Err(untrusted(reason)),
+        }
+        if let Err(OpenError::OpenDirectory { directory, .. }) =
+            secure_open::open_trusted(path, Trust::Public)
+        {
+            return Err(untrusted(format!(
+                "everybody may replace it, because directory '{}' is writable for all (chmod o-w)",
+                directory.display()
+            )));
         }
         let bytes = read_bounded(&file).map_err(|e| open(&e))?;
         Ok((Self::new(path, &bytes), warnings))
@@ -272,6 +281,11 @@ mod tests {
         assert!(read(&path).unwrap_err().to_string().contains("everybody"));
         mode(0o640);
         assert_eq!(read(&path).unwrap(), ("x".to_owned(), 0));
+        let open_dir = |m| std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(m));
+        open_dir(0o777).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("directory"), "{error}");
+        open_dir(0o700).unwrap();
         std::fs::write(&path, vec![b'a'; 1024 * 1024 + 1]).unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("larger"));
         let fifo = dir.path().join("fifo");

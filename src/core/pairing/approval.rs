@@ -59,9 +59,9 @@ pub enum ApproveError {
     #[error("request '{0}' is not the one that was shown any more: look at it again")]
     NotAsShown(PairingId),
     #[error(
-        "the agent shows another code than request '{id}' has ({actual}): nothing was signed; deny it unless you mistyped"
+        "the agent shows another code than request '{0}' has: nothing was signed; compare again ('ced list-requests'), and deny it unless you mistyped"
     )]
-    OtherCode { id: PairingId, actual: PairingCode },
+    OtherCode(PairingId),
     #[error(
         "request '{0}' has a basic code, and pairing_require_bound_code is set: update ctrl-exec on the agent"
     )]
@@ -188,10 +188,7 @@ impl Desk {
             return Err(ApproveError::NotAsShown(id.clone()));
         }
         if choice.code.is_some_and(|code| code != record.code) {
-            return Err(ApproveError::OtherCode {
-                id: id.clone(),
-                actual: record.code,
-            });
+            return Err(ApproveError::OtherCode(id.clone()));
         }
         if self.config.pairing_require_bound_code && record.kind() == CodeKind::Basic {
             return Err(ApproveError::NotBound(id.clone()));
@@ -477,7 +474,7 @@ mod tests {
         ));
         assert!(matches!(
             office.approve(&fine, &with_code),
-            Err(ApproveError::OtherCode { .. })
+            Err(ApproveError::OtherCode(_))
         ));
         assert!(matches!(
             office.approve(&fine, &with_shown),

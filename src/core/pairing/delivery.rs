@@ -79,7 +79,7 @@ pub enum DeliveryError {
     NotACa,
     #[error("the delivered certificate is for another key than ours")]
     OtherKey,
-    #[error("the delivered certificate is for '{found}', but this host is '{wanted}'")]
+    #[error("the delivered certificate is for '{}', but this host is '{wanted}'", .found.escape_debug())]
     OtherName { found: String, wanted: String },
     #[error("the delivered certificate has a role or right that no agent has")]
     NotAnAgent,
@@ -321,6 +321,16 @@ pub(super) mod tests {
 
     fn key() -> PrivateKey {
         PrivateKey::generate(KeyType::EcdsaP256).unwrap()
+    }
+
+    #[test]
+    fn a_name_in_a_certificate_cannot_speak_to_the_terminal() {
+        let error = DeliveryError::OtherName {
+            found: "web\u{1b}[2J\u{202e}".to_owned(),
+            wanted: HOST.to_owned(),
+        };
+        let text = error.to_string();
+        assert!(text.contains(r"web\u{1b}[2J\u{202e}"), "{text}");
     }
 
     #[test]

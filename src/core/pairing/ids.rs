@@ -112,14 +112,6 @@ impl Outcome {
             Self::SessionEnded => "session-ended",
         }
     }
-
-    /// Whether a certificate was made for a request that ended so.
-    pub fn was_approved(self) -> bool {
-        matches!(
-            self,
-            Self::Delivered | Self::Unconfirmed | Self::Undelivered | Self::RefusedByAgent
-        )
-    }
 }
 
 #[cfg(test)]

@@ -99,8 +99,6 @@ impl Owners {
 pub enum InstallError {
     #[error("'{}' cannot be written by this user ({source}): run this as root (sudo)", .path.display())]
     NotWritable { path: PathBuf, source: io::Error },
-    #[error("cannot give '{}' to user '{SERVICE}': {source}", .path.display())]
-    StateOwner { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Durable(#[from] DurableError),
     #[error(transparent)]
@@ -133,7 +131,9 @@ pub fn check_writable(targets: &Targets, owners: Owners) -> Result<(), InstallEr
         // A package may have made the service's directory for root; only that one is given away, whatever else the map may lie in.
         let given_away = made || (*dir == targets.state_dir && owned_by_root(dir));
         if given_away && owner != Owner::default() {
-            give(dir, owner)?;
+            // The state directory itself may be a link of the administrator; one that we have just made is none.
+            let real = std::fs::canonicalize(dir).ok().filter(|_| !made);
+            durable::give_dir(real.as_deref().unwrap_or(dir), owner)?;
         }
         rustix::fs::access(
             dir,
@@ -146,15 +146,6 @@ pub fn check_writable(targets: &Targets, owners: Owners) -> Result<(), InstallEr
 
 fn owned_by_root(dir: &Path) -> bool {
     std::fs::metadata(dir).is_ok_and(|m| m.uid() == 0)
-}
-
-fn give(path: &Path, owner: Owner) -> Result<(), InstallError> {
-    std::os::unix::fs::chown(path, owner.uid, owner.gid).map_err(|source| {
-        InstallError::StateOwner {
-            path: path.to_owned(),
-            source,
-        }
-    })
 }
 
 /// One atomic step.
@@ -189,7 +180,6 @@ pub fn plan(new_ca: bool) -> Vec<Step> {
 #[derive(Debug)]
 pub struct Installation<'a> {
     targets: &'a Targets,
-    owners: Owners,
     accepted: &'a Accepted,
     key: Option<Prepared>,
     ca: Option<Prepared>,
@@ -226,7 +216,6 @@ impl<'a> Installation<'a> {
                 0o640,
             )?),
             targets,
-            owners,
             accepted,
         })
     }
@@ -269,11 +258,8 @@ impl<'a> Installation<'a> {
             }
             trust::add(map, serial, id)?;
         }
-        // The service takes this lock itself when its dispatcher rotates.
-        let (owner, lock) = (self.owners.of_state(), trust::lock_path(map));
-        if owner != Owner::default() && lock.exists() {
-            give(&lock, owner)?;
-        }
+        // The lock, which the service takes itself when its dispatcher rotates, is made for the owner of the directory. It must not be given away
+        // here by its name: whoever owns the directory could put a link to any file of the system in its place.
         Ok(())
     }
 }
@@ -363,6 +349,26 @@ mod tests {
             let trusted = TrustMap::load(&self.targets.map).unwrap().entries().len();
             Found::Paired { ca, cert, trusted }
         }
+    }
+
+    #[test]
+    fn what_the_service_put_in_the_place_of_the_lock_is_not_given_to_it() {
+        use std::os::unix::fs::MetadataExt as _;
+        let host = Host::new();
+        let (key, accepted) = host.accept(&Fleet::new(), None);
+        let victim = host.dir.path().join("victim");
+        std::fs::write(&victim, "root's").unwrap();
+        let lock = trust::lock_path(&host.targets.map);
+        std::os::unix::fs::symlink(&victim, &lock).unwrap();
+        let somebody = 54_321;
+        let owners = Owners {
+            group: None,
+            service: Some((somebody, somebody)),
+        };
+        let mut installation =
+            Installation::prepare(&host.targets, owners, &accepted, &key).unwrap();
+        assert!(installation.apply(Step::AddTrust).is_err());
+        assert_ne!(victim.metadata().unwrap().uid(), somebody);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::code::{Commitment, Nonce};
+use crate::core::config::diagnostics::printable;
 use crate::core::registry::LookupBy;
 use crate::core::types::{AgentName, ReqId};
 
@@ -321,12 +322,14 @@ fn reason_of(value: &Value) -> String {
         .map_or_else(|| "denied".to_owned(), |reason| clip(&reason))
 }
 
-/// Text of a peer, short enough to show and without anything that a terminal would obey.
+/// Text of a peer, short enough to show and without anything that a terminal would obey or hide.
 fn clip(text: &str) -> String {
-    text.chars()
+    let text: String = text
+        .chars()
         .take(MAX_TEXT)
         .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+        .collect();
+    printable(&text)
 }
 
 /// The bytes of a message body.
@@ -343,6 +346,15 @@ mod tests {
 
     fn refused(value: Value) -> RequestRefusal {
         parse_request(value.to_string().as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn a_reason_is_shown_without_what_a_terminal_would_obey_or_hide() {
+        let body = "{\"status\":\"denied\",\"reason\":\"no\\u001b[2J\\u202eyes\"}".as_bytes();
+        let Ok(Verdict::Denied(reason)) = parse_verdict(body) else {
+            panic!("not denied");
+        };
+        assert_eq!(reason, r"no [2J\u{202e}yes");
     }
 
     #[test]

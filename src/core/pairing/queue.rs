@@ -10,10 +10,10 @@
 mod expiry;
 mod owned_file;
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +22,7 @@ use super::APPROVAL_WINDOW;
 use super::ids::{Outcome, PairingId, SessionId};
 use super::record::{Record, RecordError};
 use crate::core::durable::{self, DurableError, Lock, Owner};
+use crate::core::ratelimit::source_key;
 use crate::core::types;
 
 /// What keeps the queue from being used.
@@ -157,7 +158,11 @@ impl Queue {
         if waiting.len() >= limits.depth {
             return Err(QueueError::Full);
         }
-        let same = waiting.iter().filter(|r| r.source == Some(source)).count();
+        let key = source_key(source);
+        let same = waiting
+            .iter()
+            .filter(|r| r.source.is_some_and(|s| source_key(s) == key))
+            .count();
         if same >= limits.per_source(source) {
             return Err(QueueError::SourceFull);
         }
@@ -406,7 +411,11 @@ impl Queue {
 
     /// Whether somebody holds the session's lock. A file that cannot be opened counts as dead: its listener could not deliver to us either.
     fn session_lives(&self, id: &SessionId) -> bool {
-        File::open(self.session_path(id))
+        // A FIFO in its place must not hold us.
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(self.session_path(id))
             .is_ok_and(|file| matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
     }
 }
@@ -542,6 +551,16 @@ mod tests {
         assert!(matches!(result, Err(QueueError::SourceFull)));
         let record = bench.record("ff", "192.0.2.2");
         bench.queue.enqueue(&record, LIMITS, bench.now).unwrap();
+
+        // The addresses of one IPv6 network are one source.
+        let bench = Bench::new();
+        for n in 0..8 {
+            let record = bench.record(&format!("{n:02x}"), &format!("2001:db8::{n:x}"));
+            bench.queue.enqueue(&record, LIMITS, bench.now).unwrap();
+        }
+        let record = bench.record("ff", "2001:db8::ff");
+        let result = bench.queue.enqueue(&record, LIMITS, bench.now);
+        assert!(matches!(result, Err(QueueError::SourceFull)));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct Record {
 pub enum RecordError {
     #[error("the queue file is not a pairing request: {0}")]
     Unreadable(String),
-    #[error("the queue file of request '{file}' holds request '{inside}'")]
+    #[error("the queue file of request '{file}' holds request '{}'", .inside.escape_debug())]
     WrongId { file: String, inside: String },
     #[error(
         "the queue file was changed after the request came in: its code no longer fits its content; deny it and find out who writes to the queue"

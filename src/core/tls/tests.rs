@@ -306,6 +306,38 @@ fn an_expired_ca_is_the_end_for_v1_and_v3_alike() {
 }
 
 #[test]
+fn an_expired_ca_does_not_live_on_beside_its_successor() {
+    let (openssl, ca) = fleet();
+    openssl.make_key("next", "rsa:2048");
+    openssl.run("req -x509 -new -key next.key -days 9000 -subj /CN=next -out next.crt");
+    let next = openssl.certificate("next.crt");
+    for (issuer, name) in [("ca", "old"), ("next", "new")] {
+        openssl.run(&format!(
+            "x509 -req -in agent3.csr -CA {issuer}.crt -CAkey {issuer}.key -set_serial 7 -days 8000 -extfile v3.ext -out {name}.crt"
+        ));
+        std::fs::copy(
+            openssl.path("agent3.key"),
+            openssl.path(&format!("{name}.key")),
+        )
+        .unwrap();
+    }
+    let late = Clock::fixed(ca.not_after + 1);
+    let cas = [ca, next];
+    let dispatcher = identity(&openssl, "dispatcher");
+    let client = client_of_versions(&dispatcher, &cas, late.clone(), &[&TLS13]).unwrap();
+    for (name, text) in [("old", "the CA certificate expired"), ("new", "")] {
+        let server = server_config(&identity(&openssl, name), &cas, late.clone()).unwrap();
+        let outcome = shake(client.clone(), server);
+        // The dispatcher's own certificate has ended too: the agent refuses it in any case.
+        let failure = outcome.client_error.as_ref().map(classify);
+        let failure = failure.map(|f| f.to_string()).unwrap_or_default();
+        assert!(failure.starts_with(text), "{failure}");
+        let refused_by_us = !failure.is_empty() && !failure.starts_with("the peer refused");
+        assert_eq!(refused_by_us, !text.is_empty(), "{failure}");
+    }
+}
+
+#[test]
 fn a_dispatcher_is_not_an_agent_but_an_agent_may_knock() {
     let (openssl, ca) = fleet();
     openssl.make_leaf("older", "rsa:2048", "/CN=ctrl-exec", "ca", LeafVersion::V1);

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, verify_tls13_signature, verify_tls13_signature_with_raw_key,
+};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -82,9 +84,9 @@ impl Anchors {
             Version::V1 => self.direct(&peer, seconds).map_err(refused)?,
             Version::V3 => {
                 by_webpki().map_err(|error| self.believable(error, &peer, seconds))?;
-                // webpki takes the anchors for granted, whatever their dates.
-                if let Some(expired) = self.all_expired(seconds) {
-                    return Err(refused(expired));
+                // webpki takes the anchors for granted, whatever their dates: with an expired one among them we look who signed.
+                if self.cas.iter().any(|ca| seconds > ca.not_after) {
+                    self.direct(&peer, seconds).map_err(refused)?;
                 }
             }
         }
@@ -122,11 +124,6 @@ impl Anchors {
             Error::InvalidCertificate(C::BadSignature) => C::UnknownIssuer.into(),
             _ => error,
         }
-    }
-
-    fn all_expired(&self, now: i64) -> Option<CertError> {
-        let last = self.cas.iter().map(|ca| ca.not_after).max()?;
-        (now > last).then_some(CertError::IssuerExpired(last))
     }
 }
 
@@ -303,13 +300,17 @@ fn key_of(cert: &CertificateDer<'_>) -> Result<SubjectPublicKeyInfoDer<'static>,
     Ok(SubjectPublicKeyInfoDer::from(certificate.spki))
 }
 
-/// rustls checks that the scheme is one of TLS 1.3 (no PKCS#1 v1.5) and fits the curve; taking the bare key makes it work for v1.
+/// rustls checks that the scheme is one of TLS 1.3 (no PKCS#1 v1.5) and fits the curve. Its own reader of certificates is the quick way,
+/// which a v1 certificate cannot go; the bare key can.
 fn tls13_signature(
     message: &[u8],
     cert: &CertificateDer<'_>,
     dss: &DigitallySignedStruct,
 ) -> Result<HandshakeSignatureValid, Error> {
-    verify_tls13_signature_with_raw_key(message, &key_of(cert)?, dss, &algorithms())
+    match verify_tls13_signature(message, cert, dss, &algorithms()) {
+        Ok(valid) => Ok(valid),
+        Err(_) => verify_tls13_signature_with_raw_key(message, &key_of(cert)?, dss, &algorithms()),
+    }
 }
 
 /// TLS 1.2 does not bind the curve to the scheme: any algorithm of the scheme that fits the key will do.

@@ -17,6 +17,7 @@ use crate::core::exec::runner::{RunSpec, run_script, script_environment};
 use crate::core::exec::{Outcome, lossy};
 use crate::core::logging::Action;
 use crate::core::profile;
+use crate::core::secure_open;
 use crate::core::wire::{RunRefusal, RunReply, errors};
 
 /// Said in full to people, matched by its beginning.
@@ -94,7 +95,7 @@ fn refuse(request: &RunRequest, error: impl Into<String>) -> Response {
     })
 }
 
-/// Allowlist and directories, then the hook. The path to run, or the refusal.
+/// Allowlist and directories, the mode of the script, then the hook. The path to run, or the refusal.
 async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Response> {
     let snapshot = &caller.snapshot;
     let deny = || {
@@ -106,6 +107,10 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Res
     let permitted = profile::resolve(&request.script, &snapshot.allowlist, &snapshot.config);
     let permitted = permitted.map_err(|_| {
         deny().warning();
+        refuse(request, errors::SCRIPT_NOT_PERMITTED)
+    })?;
+    secure_open::check_script(permitted.path.as_path()).map_err(|reason| {
+        deny().field("REASON", reason).warning();
         refuse(request, errors::SCRIPT_NOT_PERMITTED)
     })?;
 

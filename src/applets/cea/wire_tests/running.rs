@@ -32,6 +32,22 @@ fn a_trusted_dispatcher_runs_a_script() {
 }
 
 #[test]
+fn a_script_that_everybody_may_change_does_not_run() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let fleet = Fleet::new();
+    fleet.script("open", "echo ran");
+    let path = fleet.scripts().join("open");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    fleet.play(|stage| async move {
+        let answer = stage.run(json!({"script": "open", "reqid": "r"})).await;
+        assert_eq!(answer["error"], "script not permitted");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let answer = stage.run(json!({"script": "open", "reqid": "r"})).await;
+        assert_eq!(answer["stdout"], "ran\n");
+    });
+}
+
+#[test]
 fn refusals_of_a_run_are_answers_with_status_200() {
     let fleet = Fleet::new();
     fleet.play(|stage| async move {

@@ -87,7 +87,8 @@ fn stamp(path: &Path) -> Option<(i64, i64, u64)> {
 struct Guests {
     limiter: RateLimiter,
     started: Instant,
-    present: HashMap<IpAddr, usize>,
+    /// By [`source_key`]: whoever owns an IPv6 network must not count as many.
+    present: HashMap<String, usize>,
 }
 
 impl Guests {
@@ -125,11 +126,12 @@ struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        let key = source_key(self.source);
         let mut guests = lock(&self.guests);
-        if let Some(count) = guests.present.get_mut(&self.source) {
+        if let Some(count) = guests.present.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
-                guests.present.remove(&self.source);
+                guests.present.remove(&key);
             }
         }
     }
@@ -192,7 +194,7 @@ fn take_seat(guests: &Arc<Mutex<Guests>>, places: &Arc<Semaphore>, source: IpAdd
     if !held.admit(source, false) {
         return None;
     }
-    let count = held.present.entry(source).or_default();
+    let count = held.present.entry(source_key(source)).or_default();
     if *count >= MAX_PER_SOURCE && !source.is_loopback() {
         return None;
     }

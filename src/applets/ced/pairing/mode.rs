@@ -245,7 +245,7 @@ fn keyboard() -> mpsc::Receiver<String> {
 /// Work that blocks and ran in another thread.
 enum Done {
     Approved(Box<Approved>),
-    Failed(String),
+    Told(String),
     Settled,
 }
 
@@ -351,21 +351,23 @@ impl Operator {
                     };
                     match desk.approve(&shown.id, &choice) {
                         Ok(approved) => Done::Approved(Box::new(approved)),
-                        Err(error @ ApproveError::Registered(_)) => Done::Failed(format!(
+                        Err(error @ ApproveError::Registered(_)) => Done::Told(format!(
                             "Not approved: {error} (here: a!, or with its number a1!)"
                         )),
-                        Err(error) => Done::Failed(format!("Not approved: {error}")),
+                        Err(error) => Done::Told(format!("Not approved: {error}")),
                     }
                 });
             }
-            Command::Deny { shown } => match self.desk.deny(&shown.id) {
-                Ok(_) => {
-                    say!("Denied request '{}'.", shown.id);
-                }
-                Err(error) => {
-                    say!("Not denied: {error}");
-                }
-            },
+            // Not here: it may wait for the lock that an approval holds, and this thread serves the agents.
+            Command::Deny { shown } => {
+                let desk = self.desk.clone();
+                self.work.spawn_blocking(move || {
+                    Done::Told(match desk.deny(&shown.id) {
+                        Ok(_) => format!("Denied request '{}'.", shown.id),
+                        Err(error) => format!("Not denied: {error}"),
+                    })
+                });
+            }
         }
         false
     }
@@ -381,7 +383,7 @@ impl Operator {
                     Done::Settled
                 });
             }
-            Done::Failed(text) => {
+            Done::Told(text) => {
                 say!("{text}");
             }
             Done::Settled => {}

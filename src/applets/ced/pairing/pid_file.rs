@@ -60,14 +60,27 @@ impl Drop for PidFile {
 }
 
 fn open(path: &Path, create: bool) -> io::Result<File> {
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(create)
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+        .open(path)?;
+    let euid = rustix::process::geteuid().as_raw();
+    accept_owner(file.metadata()?.uid(), euid)?;
+    Ok(file)
+}
+
+/// Whoever may write to the directory could name any process in a file of his, for root to end.
+fn accept_owner(owner: u32, euid: u32) -> io::Result<()> {
+    if owner == 0 || owner == euid {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "it belongs to uid {owner}: find out why, and remove it"
+    )))
 }
 
 fn is_at(file: &File, path: &Path) -> bool {
@@ -173,6 +186,21 @@ mod tests {
         let taken = PidFile::take(&path).unwrap();
         assert!(remove_stale(&path).is_err());
         drop(taken);
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_says_nothing() {
+        assert!(accept_owner(0, 1000).is_ok());
+        assert!(accept_owner(1000, 1000).is_ok());
+        assert!(accept_owner(1000, 0).is_err());
+        if rustix::process::geteuid().is_root() {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("pid");
+            std::fs::write(&path, "1\n").unwrap();
+            std::os::unix::fs::chown(&path, Some(54_321), None).unwrap();
+            assert!(find(&path).is_err());
+            assert!(PidFile::take(&path).is_err());
+        }
     }
 
     #[test]

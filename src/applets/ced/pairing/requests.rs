@@ -58,7 +58,7 @@ fn as_table(listing: &Listing) -> Vec<String> {
         lines.push("No pending pairing requests.".to_owned());
     } else {
         lines.push(row("ID", "HOSTNAME", "SOURCE IP", "REVERSE DNS", "CODE"));
-        lines.push("-".repeat(92));
+        lines.push("-".repeat(98));
         lines.extend(listing.pending.iter().map(|record| {
             let code = format!("{} {}", record.code, record.kind());
             record_row(record, &code)
@@ -86,7 +86,7 @@ fn as_table(listing: &Listing) -> Vec<String> {
 }
 
 fn row(id: &str, host: &str, source: &str, reverse: &str, code: &str) -> String {
-    format!("{id:<10} {host:<24} {source:<16} {reverse:<28} {code}")
+    format!("{id:<16} {host:<24} {source:<16} {reverse:<28} {code}")
 }
 
 fn record_row(record: &Record, code: &str) -> String {
@@ -327,7 +327,7 @@ mod tests {
         assert!(lines[0].starts_with(
             "ID         HOSTNAME                 SOURCE IP        REVERSE DNS                  CODE"
         ));
-        assert_eq!(lines[1], "-".repeat(92));
+        assert_eq!(lines[1], "-".repeat(98));
         assert_eq!(lines[2].split_whitespace().next(), Some("00aa"));
         assert!(lines[2].contains("web01.example.org (ok)") && lines[2].ends_with(" bound"));
         assert!(lines[3].contains(" - ") && lines[3].ends_with(" basic"));
