@@ -96,6 +96,7 @@ fn nobody_decides_and_somebody_denies() {
 
     let refused = new_agent("refused.test", free_port());
     let id = reqid(&substitute(&refused, hall.port, "--timeout 50"));
+    assert_eq!(hall.id_of("refused.test"), id);
     hall.host.ced(&["deny", &id]).ok();
     let line = refused.wait_for_log(&["ACTION=pair-denied", &id]);
     assert_eq!(

@@ -234,10 +234,10 @@ fn the_end_of_the_keyboard_is_not_the_end_of_the_session() {
     mode.wait_for_text("type q to stop");
     let agent = new_agent("web01.test", free_port());
     let mut request = ask(&agent, port, &[]);
-    request.wait_for_text("Request id:");
+    let waiting = fleet::wait_for_request(&host, "web01.test");
     assert!(mode.is_running());
-    let id = line_of(&request.out(), "Request id: ").expect("an id");
-    host.ced(&["approve", &id]).ok();
+    host.ced(&["approve", waiting["id"].as_str().expect("an id")])
+        .ok();
     succeeds(&mut request);
     wait_until("it is told", PATIENCE, || {
         mode.out().contains("paired, the agent has").then_some(())

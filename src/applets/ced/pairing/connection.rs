@@ -27,6 +27,8 @@ use crate::core::pki::CertRequest;
 
 /// How often the queue is asked whether somebody has decided.
 const POLL: Duration = Duration::from_millis(250);
+/// How long the connection is looked at before a verdict is sent.
+const LAST_LOOK: Duration = Duration::from_millis(20);
 /// How long an agent may take to hang up after the last message; it needs the time to read it.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -125,7 +127,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if let Some(id) = &waiting_for {
                 match self.shared.queue.verdict(id) {
                     Ok(Some(StoredVerdict { approved, body })) => {
-                        return DispatcherEvent::Verdict { approved, body };
+                        // An older agent sends no receipt: one that has gone must be noticed before the verdict counts as delivered.
+                        match timeout(LAST_LOOK, self.stream.read(&mut buffer)).await {
+                            Err(_) => return DispatcherEvent::Verdict { approved, body },
+                            Ok(Ok(0) | Err(_)) => return DispatcherEvent::PeerClosed,
+                            Ok(Ok(count)) => {
+                                if let Err(error) =
+                                    self.framing.feed(buffer.get(..count).unwrap_or_default())
+                                {
+                                    return DispatcherEvent::BadMessage(refusal_of(error));
+                                }
+                                continue;
+                            }
+                        }
                     }
                     Ok(None) => {}
                     Err(error) => return self.queue_broken(&error),
@@ -136,8 +150,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 None => deadline,
             };
             tokio::select! {
-                // In this order: an agent that has gone is noticed before the queue is asked for what it should get.
-                biased;
                 read = self.stream.read(&mut buffer) => match read {
                     Ok(0) | Err(_) => return DispatcherEvent::PeerClosed,
                     Ok(count) => {

@@ -322,10 +322,10 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_the_id_first_and_the_widths_of_the_original() {
+    fn the_table_has_the_id_first_and_lines_up() {
         let lines = as_table(&listing());
         assert!(lines[0].starts_with(
-            "ID         HOSTNAME                 SOURCE IP        REVERSE DNS                  CODE"
+            "ID               HOSTNAME                 SOURCE IP        REVERSE DNS                  CODE"
         ));
         assert_eq!(lines[1], "-".repeat(98));
         assert_eq!(lines[2].split_whitespace().next(), Some("00aa"));
