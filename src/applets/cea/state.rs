@@ -1,6 +1,7 @@
 //! What the daemon knows: one immutable picture of everything read from disk, replaced as a whole, and what lives beside it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -178,7 +179,11 @@ pub(super) struct Agent {
     snapshot: RwLock<Arc<Snapshot>>,
     admission: Mutex<Admission>,
     host: OnceCell<String>,
+    expiry: Mutex<Option<(Stamp, String)>>,
 }
+
+/// What changes when a file is replaced or rewritten: path, inode, size, change time.
+type Stamp = (PathBuf, u64, u64, i64, i64);
 
 impl Agent {
     pub(super) fn new(context: Context, files: Files, snapshot: Snapshot) -> Self {
@@ -189,6 +194,7 @@ impl Agent {
             snapshot: RwLock::new(Arc::new(snapshot)),
             admission,
             host: OnceCell::new(),
+            expiry: Mutex::new(None),
         }
     }
 
@@ -205,6 +211,31 @@ impl Agent {
         self.admission
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// End of the certificate in the file, in OpenSSL's words; `unknown` if there is none. Parsed again only when the file has changed.
+    pub(super) fn expiry_of(&self, path: &Path) -> String {
+        let stamp = std::fs::metadata(path).ok().map(|m| {
+            (
+                path.to_owned(),
+                m.ino(),
+                m.size(),
+                m.ctime(),
+                m.ctime_nsec(),
+            )
+        });
+        let mut known = self.expiry.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some((at, text)), Some(stamp)) = (&*known, &stamp)
+            && at == stamp
+        {
+            return text.clone();
+        }
+        let text = material::shown(path).map_or_else(
+            |_| "unknown".to_owned(),
+            |certificate| certificate.expiry_text(),
+        );
+        *known = stamp.map(|stamp| (stamp, text.clone()));
+        text
     }
 
     /// Name of this host, as ping and capabilities report it. Asked for once, when first needed: a name server that is not up yet

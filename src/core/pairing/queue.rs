@@ -15,7 +15,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use self::owned_file::{own_uid, read_owned};
 use super::APPROVAL_WINDOW;
@@ -267,6 +267,33 @@ impl Queue {
     /// Whether the request still waits or its verdict is not yet collected.
     pub fn is_open(&self, id: &PairingId) -> bool {
         self.path(id, "json").exists()
+    }
+
+    /// Waits until the request is known, at most `patience` and only while a session is running: an agent announces its id when the
+    /// listener has acknowledged it, which is a moment before the request is queued (reveal, reverse name).
+    pub fn await_known(&self, id: &PairingId, patience: Duration) {
+        let end = Instant::now() + patience;
+        while !self.is_open(id)
+            && self.outcome(id).is_none()
+            && self.any_session_lives()
+            && Instant::now() < end
+        {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn any_session_lives(&self) -> bool {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else {
+            return false;
+        };
+        entries.flatten().any(|entry| {
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.strip_prefix(".session-")?.strip_suffix(".lock"))
+                .and_then(SessionId::from_hex)
+                .is_some_and(|session| self.session_lives(&session))
+        })
     }
 
     /// The verdict that lies there, if any.

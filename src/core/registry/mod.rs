@@ -38,9 +38,9 @@ pub enum RegistryError {
     Damaged { path: PathBuf, reason: String },
     #[error("'{}' is not the name of an agent: rename or remove that file", .path.display())]
     BadName { path: PathBuf },
-    #[error("agent '{name}' is not registered in '{}': list-agents shows who is", .path.display())]
+    #[error("No registry entry for '{name}' in '{}': list-agents shows who is registered", .path.display())]
     Missing { name: AgentName, path: PathBuf },
-    #[error("agent '{name}' is already registered in '{}' (paired {paired}, last address {address}): ask for a replacement if that is meant", .path.display())]
+    #[error("agent '{name}' already exists in '{}' (paired {paired}, last address {address})", .path.display())]
     Exists {
         name: AgentName,
         path: PathBuf,

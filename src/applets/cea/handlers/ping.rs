@@ -8,7 +8,7 @@ use axum::response::Response;
 use crate::applets::VERSION;
 use crate::applets::cea::gate::{Caller, Payload};
 use crate::applets::cea::state::Agent;
-use crate::applets::cea::{lenient, material, reply};
+use crate::applets::cea::{lenient, reply};
 use crate::core::logging::Action;
 use crate::core::wire::PingReply;
 
@@ -20,10 +20,7 @@ pub(super) async fn handle(
     let config = &caller.snapshot.config;
     let reqid = lenient::reqid_of(&body);
     // The file, not the certificate in use: the dispatcher asks whether a renewal has reached this host.
-    let expiry = material::shown(&config.cert).map_or_else(
-        |_| "unknown".to_owned(),
-        |certificate| certificate.expiry_text(),
-    );
+    let expiry = agent.expiry_of(&config.cert);
     Action::new("ping")
         .field("DISPATCHER", &caller.dispatcher)
         .field("PEER", &caller.peer.address)

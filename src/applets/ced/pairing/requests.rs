@@ -143,6 +143,9 @@ fn record_json(record: &Record) -> Value {
     })
 }
 
+/// Longest time between an agent's showing its request id and the request's being in the queue.
+const QUEUEING: Duration = Duration::from_secs(3);
+
 /// Signs and registers, and tells whether it arrived.
 ///
 /// # Errors
@@ -151,6 +154,7 @@ pub(super) fn approve(context: &Context, args: &ApproveArgs) -> Result<Exit, App
     let choice = choice(args)?;
     let id = PairingId::new(&args.reqid).map_err(|e| AppError::failed(e.to_string()))?;
     let desk = desk(context, args.config.as_deref())?;
+    desk.queue().await_known(&id, QUEUEING);
     let approved = desk
         .approve(&id, &choice)
         .map_err(|e| AppError::failed(e.to_string()))?;
@@ -297,6 +301,7 @@ fn approved_json(approved: &Approved, outcome: Option<Outcome>) -> Value {
 pub(super) fn deny(context: &Context, args: &DenyArgs) -> Result<Exit, AppError> {
     let id = PairingId::new(&args.reqid).map_err(|e| AppError::failed(e.to_string()))?;
     let desk = desk(context, args.config.as_deref())?;
+    desk.queue().await_known(&id, QUEUEING);
     desk.deny(&id)
         .map_err(|e| AppError::failed(e.to_string()))?;
     say!("Denied request '{id}'.");
