@@ -190,26 +190,6 @@ impl Authority {
         self.issue(name.as_str(), request.key(), Role::Agent, &id, days)
     }
 
-    /// Like [`issue_agent`](Self::issue_agent), keeping the host id of the certificate that is renewed. One without (from the
-    /// original, or not an agent's) gets a fresh id.
-    ///
-    /// # Errors
-    /// As [`issue_agent`](Self::issue_agent).
-    pub fn renew_agent(
-        &self,
-        request: &CertRequest,
-        name: &AgentName,
-        days: u32,
-        previous: &super::PeerIdentity,
-    ) -> Result<Certificate, CaError> {
-        match (previous.role, &previous.role_id) {
-            (Some(Role::Agent), Some(id)) => {
-                self.issue(name.as_str(), request.key(), Role::Agent, id, days)
-            }
-            _ => self.issue_agent(request, name, days),
-        }
-    }
-
     /// Signs a certificate for a dispatcher: TLS client towards agents, TLS server on the pairing port.
     ///
     /// # Errors
@@ -302,7 +282,6 @@ fn read(path: &Path, what: &'static str, trust: Trust) -> Result<Vec<u8>, CaErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::pki::PeerIdentity;
     use crate::core::pki::fixtures::{LeafVersion, OpenSsl, agent, new_ca, request};
     use crate::core::types::Serial;
     use std::os::unix::fs::MetadataExt as _;
@@ -460,25 +439,6 @@ mod tests {
             error.to_string().contains("CA certificate expired"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn a_renewed_agent_keeps_its_host_id() {
-        let openssl = OpenSsl::new();
-        let ca = new_ca(openssl.dir());
-        let request = request(KeyType::EcdsaP256, "web1");
-        let first = ca.issue_agent(&request, &agent("web1"), 30).unwrap();
-        let peer = PeerIdentity::from_certificate(&first);
-        let second = ca.renew_agent(&request, &agent("web1"), 30, &peer).unwrap();
-        assert_eq!(second.role_id, first.role_id);
-        assert_ne!(second.serial, first.serial);
-        let old = PeerIdentity {
-            role: None,
-            role_id: None,
-            ..peer
-        };
-        let third = ca.renew_agent(&request, &agent("web1"), 30, &old).unwrap();
-        assert_ne!(third.role_id, first.role_id);
     }
 
     #[test]

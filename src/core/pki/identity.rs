@@ -2,7 +2,7 @@
 
 use super::cert::{Certificate, Role, Version};
 use super::keys;
-use crate::core::types::{AgentName, Serial};
+use crate::core::types::Serial;
 
 /// Common names of dispatcher certificates; the second one is from before 0.8 (spec/agent.md 19.1 item 3).
 pub const DISPATCHER_NAMES: [&str; 2] = ["ctrl-exec-dispatcher", "ctrl-exec"];
@@ -49,11 +49,6 @@ impl PeerIdentity {
                 .is_some_and(|cn| DISPATCHER_NAMES.contains(&cn)),
         }
     }
-
-    /// Whether the certificate itself names this agent.
-    pub fn names_agent(&self, name: &AgentName) -> bool {
-        !self.looks_like_dispatcher() && self.common_name.as_deref() == Some(name.as_str())
-    }
 }
 
 #[cfg(test)]
@@ -84,14 +79,5 @@ mod tests {
         ] {
             assert_eq!(peer(cn, role).looks_like_dispatcher(), expected, "{cn}");
         }
-    }
-
-    #[test]
-    fn an_agent_is_named_exactly() {
-        let name = AgentName::new("web1").unwrap();
-        assert!(peer("web1", None).names_agent(&name));
-        assert!(peer("web1", Some(Role::Agent)).names_agent(&name));
-        assert!(!peer("WEB1", None).names_agent(&name));
-        assert!(!peer("web1", Some(Role::Dispatcher)).names_agent(&name));
     }
 }

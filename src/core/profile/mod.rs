@@ -32,17 +32,6 @@ pub enum Refusal {
     UndefinedProfile,
 }
 
-impl Refusal {
-    /// The word after `DENY` in the output of `ctrl-exec-exec resolve` (spec/executor.md 2.2).
-    pub fn deny_word(self) -> &'static str {
-        match self {
-            Self::NotPermitted => "not-allowlisted",
-            Self::NotInScriptDirs => "not-in-script-dirs",
-            Self::UndefinedProfile => "undefined-profile",
-        }
-    }
-}
-
 /// Decides about one request. Looks at the file system only when `script_dirs` is set.
 ///
 /// # Errors
@@ -175,7 +164,6 @@ mod tests {
             resolve("a", &list, &agent(&[], &["other"])),
             Err(Refusal::UndefinedProfile)
         );
-        assert_eq!(Refusal::UndefinedProfile.deny_word(), "undefined-profile");
     }
 
     #[test]

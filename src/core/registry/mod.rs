@@ -60,15 +60,6 @@ pub struct Listing {
     pub unreadable: Vec<RegistryError>,
 }
 
-/// What [`Registry::update_all`] did.
-#[derive(Debug, Default)]
-pub struct BulkUpdate {
-    /// Names whose record was rewritten.
-    pub changed: Vec<AgentName>,
-    /// Records that could not be read or written; the others were all the same.
-    pub failed: Vec<RegistryError>,
-}
-
 /// The registry in one directory. Holds nothing in memory: every call sees the disk.
 #[derive(Clone, Debug)]
 pub struct Registry {
@@ -184,36 +175,6 @@ impl Registry {
         record.name = name.clone();
         self.write(&record)?;
         Ok(record)
-    }
-
-    /// Changes many records under one lock. `change` tells whether it changed its record; only those are written.
-    ///
-    /// # Errors
-    /// The directory cannot be read or locked. A single record that fails is reported in the result.
-    pub fn update_all(
-        &self,
-        mut change: impl FnMut(&mut AgentRecord) -> bool,
-    ) -> Result<BulkUpdate, RegistryError> {
-        if !self.dir.is_dir() {
-            return Ok(BulkUpdate::default());
-        }
-        let _lock = self.lock()?;
-        let listing = self.list()?;
-        let mut done = BulkUpdate {
-            changed: Vec::new(),
-            failed: listing.unreadable,
-        };
-        for mut record in listing.agents {
-            let name = record.name.clone();
-            if change(&mut record) {
-                record.name = name.clone();
-                match self.write(&record) {
-                    Ok(()) => done.changed.push(name),
-                    Err(e) => done.failed.push(e),
-                }
-            }
-        }
-        Ok(done)
     }
 
     /// Gives an agent another name. Its certificate keeps the old one, which the record then remembers as `cert_cn`.

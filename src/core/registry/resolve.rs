@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use super::{AgentRecord, LookupBy, Registry};
 use crate::core::types::AgentName;
-use crate::core::wire::AGENT_PORT;
 
 /// Where one request goes.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,13 +149,6 @@ pub struct HostPort<'a> {
     pub port: Option<u16>,
 }
 
-impl HostPort<'_> {
-    /// The port, 7443 when there was none.
-    pub fn port_or_default(&self) -> u16 {
-        self.port.unwrap_or(AGENT_PORT)
-    }
-}
-
 /// Splits `h`, `h:9000`, `10.0.0.1:8080`, `[::1]:7450`, `[::1]` and a bare `::1`. `None`: the port is not 1..=65535.
 pub fn split_host_port(text: &str) -> Option<HostPort<'_>> {
     let whole = HostPort {
@@ -232,7 +224,6 @@ mod tests {
         for bad in ["h:", "h:0", "h:65536", "h:+1", "h:x", "[::1]x", "[::1]:"] {
             assert_eq!(split_host_port(bad), None, "{bad}");
         }
-        assert_eq!(split_host_port("h").unwrap().port_or_default(), 7443);
     }
 
     #[test]

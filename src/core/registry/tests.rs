@@ -151,7 +151,6 @@ fn no_directory_is_no_agent() {
     assert!(missing(registry.update(&name("a"), |_| {})));
     assert!(missing(registry.remove(&name("a"))));
     assert!(missing(registry.rename(&name("a"), &name("b"))));
-    assert!(registry.update_all(|_| true).unwrap().changed.is_empty());
     assert!(!registry.dir().exists());
 }
 
@@ -233,28 +232,6 @@ fn a_renamed_agent_remembers_the_name_in_its_certificate() {
     assert_eq!(registry.get(&name("c")).unwrap(), Some(record));
     assert_eq!(registry.get(&name("a")).unwrap(), None);
     assert_eq!(registry.get(&name("b")).unwrap(), None);
-}
-
-#[test]
-fn a_bulk_update_writes_what_changed_and_reports_what_failed() {
-    let (_dir, registry) = registry();
-    for agent in ["a", "b"] {
-        add(&registry, agent);
-    }
-    raw(&registry, "broken", "{");
-    let done = registry
-        .update_all(|r| {
-            r.serial_status = SerialStatus::Pending;
-            r.name == name("b")
-        })
-        .unwrap();
-    assert_eq!(done.changed, [name("b")]);
-    assert_eq!(done.failed.len(), 1);
-    let status = |text: &str| registry.get(&name(text)).unwrap().unwrap().serial_status;
-    assert_eq!(
-        (status("a"), status("b")),
-        (SerialStatus::Unknown, SerialStatus::Pending)
-    );
 }
 
 #[test]
