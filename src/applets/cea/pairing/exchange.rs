@@ -110,8 +110,8 @@ async fn pair(plan: &Plan, audience: Audience) -> Result<Result<Done, Failure>, 
     let key = match early_key {
         Some(key) => key,
         None if speaks_bound => generate(KeyType::EcdsaP256).await?,
-        // A dispatcher of the original signs RSA keys only.
-        None => generate(KeyType::Rsa3072).await?,
+        // A dispatcher of the original signs RSA keys only. The least it takes: a router needs minutes for more, with the connection open.
+        None => generate(KeyType::Rsa2048).await?,
     };
     let own_spki = key.spki_der();
     let mut exchange = Exchange {
