@@ -796,7 +796,7 @@ fn the_registry_is_listed_edited_and_shortened() {
     }
     host.ced(&["edit-agent", "b.test", "--rename", "a.test"])
         .expect_code(1)
-        .err_has("Edit failed: agent 'a.test' ");
+        .err_has("Edit failed: agent 'a.test' already exists");
     host.ced(&["edit-agent", "b.test", "--rename", "../x"])
         .expect_code(1)
         .err_has("Edit failed");
@@ -861,7 +861,7 @@ fn the_registry_is_listed_edited_and_shortened() {
     assert!(host.exists("etc/ctrl-exec/victim.json"));
     host.ced(&["unpair", "nobody"])
         .expect_code(1)
-        .err_has("Unpair failed: agent 'nobody'");
+        .err_has("Unpair failed: No registry entry for 'nobody'");
     host.ced(&["unpair", "c.test"])
         .ok()
         .out_has("Unregistered 'c.test'.")
