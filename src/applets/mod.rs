@@ -4,6 +4,7 @@ pub mod cea;
 pub mod ced;
 pub mod cli;
 pub(crate) mod detach;
+pub mod executor;
 pub mod exit;
 pub mod toolbox;
 

@@ -15,6 +15,7 @@ pub mod pki;
 pub mod profile;
 pub mod ratelimit;
 pub mod registry;
+pub mod sandbox;
 pub mod secure_open;
 pub mod sys;
 pub mod terminal;

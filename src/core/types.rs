@@ -182,6 +182,11 @@ impl AbsolutePath {
         }
     }
 
+    /// `/`
+    pub fn root() -> Self {
+        Self(PathBuf::from("/"))
+    }
+
     pub fn as_path(&self) -> &Path {
         &self.0
     }

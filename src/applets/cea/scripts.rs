@@ -66,6 +66,7 @@ mod tests {
         let entry = |path: &std::path::Path| ScriptEntry {
             path: AbsolutePath::new(path.to_str().unwrap()).unwrap(),
             profile: ProfileName::new("default").unwrap(),
+            annotations: Default::default(),
         };
         let script = dir.path().join("script");
         std::fs::write(&script, "#!/bin/sh\n").unwrap();

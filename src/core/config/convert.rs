@@ -283,7 +283,8 @@ impl Writer {
             self.set("run_as", user.as_str());
         }
         if !profile.caps.is_empty() {
-            self.set("caps", profile.caps.clone());
+            let caps: Vec<String> = profile.caps.iter().map(ToString::to_string).collect();
+            self.set("caps", caps);
         }
         if !profile.writable.is_empty() {
             self.set("writable", absolute(&profile.writable));

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{AgentConfig, ApiSettings, AuthDefault, DispatcherConfig, RateSpec, RotationSettings};
+use super::{
+    AgentConfig, ApiSettings, AuthDefault, DispatcherConfig, ExecutorConfig, RateSpec,
+    RotationSettings,
+};
 use crate::core::paths::Paths;
 use crate::core::types::DispatcherId;
 use crate::core::wire;
@@ -84,6 +87,7 @@ impl AgentConfig {
             max_children: 256,
             tags: BTreeMap::new(),
             profiles: BTreeMap::new(),
+            executor: ExecutorConfig::default(),
             auth_deny_generic: false,
             pairing_require_bound_code: false,
         }

@@ -18,6 +18,7 @@ mod raw;
 mod reader;
 mod scripts;
 mod scripts_conf;
+mod security;
 mod tags;
 #[cfg(test)]
 mod testing;
@@ -35,6 +36,10 @@ pub use convert::{convert_agent, convert_allowlist, convert_dispatcher};
 pub use error::{ConfigError, UndefinedProfiles};
 pub use load::{Loaded, load_agent, load_allowlist, load_dispatcher};
 pub use scripts::{DEFAULT_PROFILE, check_profiles};
+pub use security::{
+    Annotations, Baseline, Devices, ExecutorConfig, Groups, Leftovers, LimitKind, Network,
+    OnDisconnect, Ports, ProfileConfig, Protected, Scope, ScriptTrust, Syscalls, Want,
+};
 
 /// `limit/window/block` of the rate limiter: more than `limit` events within `window` block the source for `block`. Limit 0 = off.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -191,20 +196,12 @@ pub struct AgentConfig {
     pub max_children: usize,
     pub tags: BTreeMap<String, String>,
     pub profiles: BTreeMap<ProfileName, ProfileConfig>,
+    /// `[executor]`
+    pub executor: ExecutorConfig,
     /// Answer a denied hook like an unknown script (key `auth_deny_generic`, ours on the agent), default off.
     pub auth_deny_generic: bool,
     /// Refuse dispatchers that cannot bind the pairing code (key `pairing_require_bound_code`, ours), default off.
     pub pairing_require_bound_code: bool,
-}
-
-/// One `[profile NAME]` (spec/agent.md 3.5, spec/executor.md 7.2).
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct ProfileConfig {
-    /// User name or decimal uid, as written; `None` = not set.
-    pub run_as: Option<String>,
-    pub caps: Vec<String>,
-    pub writable: Vec<AbsolutePath>,
-    pub no_new_privileges: bool,
 }
 
 /// One line of `scripts.conf` or one `[scripts.NAME]`.
@@ -213,6 +210,7 @@ pub struct ScriptEntry {
     pub path: AbsolutePath,
     /// `default` when not named.
     pub profile: ProfileName,
+    pub annotations: Annotations,
 }
 
 /// The allowlist: exactly these scripts may run.

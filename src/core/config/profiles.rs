@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use caps::Capability;
+
 use super::ProfileConfig;
 use super::diagnostics::{Report, Severity};
 use super::raw::{Located, RawProfile, RawValue, Style};
@@ -14,51 +16,6 @@ use crate::core::types::{AbsolutePath, ProfileName};
 const MAX_TOKEN: usize = 127;
 /// Largest uid; 4294967295 is -1 to the kernel.
 const MAX_UID: u64 = 4_294_967_294;
-
-/// Names of `linux/capability.h` in the order of their numbers.
-const CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
 
 /// Validates all profiles in the order of their names.
 pub(super) fn build(
@@ -80,6 +37,7 @@ pub(super) fn build(
             caps: caps(&mut r).unwrap_or_default(),
             writable: writable(&mut r).unwrap_or_default(),
             no_new_privileges: r.boolean("no_new_privileges", true),
+            ..ProfileConfig::default()
         };
         r.finish();
         if !named_user {
@@ -130,20 +88,23 @@ fn is_user_name(text: &str) -> bool {
         && text.bytes().all(rest)
 }
 
-fn caps(r: &mut Reader<'_>) -> Option<Vec<String>> {
+fn caps(r: &mut Reader<'_>) -> Option<Vec<Capability>> {
     let separator = |c| matches!(c, ',' | ' ' | '\t');
     r.list("caps", separator, |r, items| {
-        for item in &items.value {
-            judge_capability(r, item);
-        }
-        Some(items.value.into_iter().map(|item| item.value).collect())
+        Some(
+            items
+                .value
+                .iter()
+                .filter_map(|item| capability(r, item))
+                .collect(),
+        )
     })
 }
 
-fn judge_capability(r: &mut Reader<'_>, item: &Located<String>) {
+fn capability(r: &mut Reader<'_>, item: &Located<String>) -> Option<Capability> {
     let cap = item.value.as_str();
-    if CAPABILITIES.contains(&cap) {
-        return;
+    if let Ok(known) = cap.parse() {
+        return Some(known);
     }
     let well_formed = cap.len() <= MAX_TOKEN
         && cap.strip_prefix("CAP_").is_some_and(|rest| {
@@ -153,9 +114,12 @@ fn judge_capability(r: &mut Reader<'_>, item: &Located<String>) {
                     .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
         });
     if r.report.is_full() {
-        return r.report.count_only(Severity::Error);
+        r.report.count_only(Severity::Error);
+        return None;
     }
-    let near = super::words::closest_capability(cap, &CAPABILITIES)
+    let names: Vec<String> = caps::all().iter().map(ToString::to_string).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let near = super::words::closest_capability(cap, &names)
         .map_or(String::new(), |near| format!("; did you mean {near}?"));
     let message = if well_formed {
         format!(
@@ -169,6 +133,7 @@ fn judge_capability(r: &mut Reader<'_>, item: &Located<String>) {
         )
     };
     r.error(&item.span, &message);
+    None
 }
 
 fn writable(r: &mut Reader<'_>) -> Option<Vec<AbsolutePath>> {
@@ -218,7 +183,14 @@ mod tests {
         );
         assert!(said.is_empty(), "{said:?}");
         assert_eq!(p.run_as.as_deref(), Some("svc_a-1"));
-        assert_eq!(p.caps, ["CAP_NET_BIND_SERVICE", "CAP_KILL", "CAP_CHOWN"]);
+        assert_eq!(
+            p.caps,
+            [
+                Capability::CAP_NET_BIND_SERVICE,
+                Capability::CAP_KILL,
+                Capability::CAP_CHOWN
+            ]
+        );
         let dirs: Vec<String> = p.writable.iter().map(ToString::to_string).collect();
         assert_eq!(dirs, ["/a", "/b c"]);
         assert!(p.no_new_privileges, "on unless switched off");

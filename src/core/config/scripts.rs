@@ -9,7 +9,7 @@ use super::reader::Reader;
 use super::scripts_conf::RawScript;
 use super::source::SourceFile;
 use super::toml_front::RawScriptTable;
-use super::{AgentConfig, Allowlist, ScriptEntry};
+use super::{AgentConfig, Allowlist, Annotations, ScriptEntry};
 use crate::core::profile;
 use crate::core::types::{AbsolutePath, ProfileName};
 
@@ -80,7 +80,11 @@ pub(super) fn build(
         };
         match profile_name(script.profile.as_ref()) {
             Ok(profile) => {
-                let entry = ScriptEntry { path, profile };
+                let entry = ScriptEntry {
+                    path,
+                    profile,
+                    annotations: Annotations::default(),
+                };
                 allowlist.scripts.insert(script.name, entry);
             }
             Err((span, why)) => {

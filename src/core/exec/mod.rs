@@ -1,6 +1,7 @@
 //! Running a script: directly (`runner`) or by way of the root executor (`executor_client`). Both yield an [`Outcome`].
 
 pub mod executor_client;
+pub mod frame;
 pub mod runner;
 
 /// Appended to a stream of which at least one byte was dropped (spec/executor.md 10).

@@ -95,7 +95,7 @@ fn real_path(path: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::config::{ProfileConfig, ScriptEntry};
+    use crate::core::config::{Annotations, ProfileConfig, ScriptEntry};
     use crate::core::paths::{Paths, Platform};
 
     fn agent(dirs: &[&str], profiles: &[&str]) -> AgentConfig {
@@ -113,6 +113,7 @@ mod tests {
         let entry = ScriptEntry {
             path: AbsolutePath::new(path).unwrap(),
             profile: ProfileName::new(profile).unwrap(),
+            annotations: Annotations::default(),
         };
         let mut allowlist = Allowlist::default();
         allowlist

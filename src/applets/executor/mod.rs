@@ -1,0 +1,12 @@
+//! `ctrl-exec-exec`: the root executor (spec/executor.md).
+
+mod house;
+mod supervisor;
+
+use crate::applets::{AppError, Context, Exit};
+
+/// # Errors
+/// Whatever keeps it from its work.
+pub fn main(_context: &Context, _args: Vec<String>) -> Result<Exit, AppError> {
+    todo!()
+}
