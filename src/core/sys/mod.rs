@@ -1,8 +1,12 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
+pub mod creds;
 pub mod inherited;
 pub mod landlock;
 pub mod mounts;
+pub mod loopback;
+pub mod process;
+pub mod signals;
 pub mod users;
 
 pub mod resolver;
