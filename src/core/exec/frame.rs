@@ -7,6 +7,7 @@ mod tests;
 use std::borrow::Cow;
 use std::time::Duration;
 
+pub(super) use bytes::{MAGIC, MAX_TAGS, MAX_VALUE};
 use bytes::{Reader, Tag, put_field, put_length, read_tags, write_tags};
 
 /// Largest request after its first four bytes; a configuration can only lower it (spec/executor.md 3.5).
@@ -258,11 +259,7 @@ pub fn decode_request(body: &[u8]) -> Result<Request, FrameError> {
     })
 }
 
-fn text<'a>(
-    bytes: &'a [u8],
-    max: usize,
-    what: &'static str,
-) -> Result<Cow<'a, str>, FrameError> {
+fn text<'a>(bytes: &'a [u8], max: usize, what: &'static str) -> Result<Cow<'a, str>, FrameError> {
     if bytes.len() > max || bytes.contains(&0) {
         return Err(Malformed(what));
     }
@@ -271,7 +268,12 @@ fn text<'a>(
 
 fn request_extras(trailer: &[u8]) -> Result<RequestExtras, FrameError> {
     let mut extras = RequestExtras::default();
-    for Tag { tag, critical, value } in read_tags(trailer)? {
+    for Tag {
+        tag,
+        critical,
+        value,
+    } in read_tags(trailer)?
+    {
         match tag {
             tag::TIMEOUT => extras.timeout = Some(Duration::from_millis(number(value)?)),
             tag::USERNAME => {
@@ -298,12 +300,16 @@ fn request_extras(trailer: &[u8]) -> Result<RequestExtras, FrameError> {
 
 fn number(value: &[u8]) -> Result<u64, FrameError> {
     let bytes = value.try_into();
-    bytes.map(u64::from_be_bytes).map_err(|_| Malformed("a number of another size"))
+    bytes
+        .map(u64::from_be_bytes)
+        .map_err(|_| Malformed("a number of another size"))
 }
 
 fn small_number(value: &[u8]) -> Result<u32, FrameError> {
     let bytes = value.try_into();
-    bytes.map(u32::from_be_bytes).map_err(|_| Malformed("a number of another size"))
+    bytes
+        .map(u32::from_be_bytes)
+        .map_err(|_| Malformed("a number of another size"))
 }
 
 /// The whole request with its first four bytes; a trailer only if there are extras. What must not be passed over (detach, job) is marked
@@ -414,7 +420,9 @@ pub fn encode_reply(reply: &Reply) -> Vec<u8> {
 /// [`FrameError::NoFrame`] when not even the exit word is there, [`FrameError::Malformed`] when it breaks off later or is none.
 pub fn decode_reply(bytes: &[u8]) -> Result<Reply, FrameError> {
     let mut reader = Reader::new(bytes);
-    let exit = reader.word().map_err(|_| FrameError::NoFrame("no exit word"))?;
+    let exit = reader
+        .word()
+        .map_err(|_| FrameError::NoFrame("no exit word"))?;
     let stdout = reader.field()?.to_vec();
     let stderr = reader.field()?.to_vec();
     let extras = match reader.rest() {
@@ -435,7 +443,12 @@ pub fn decode_reply(bytes: &[u8]) -> Result<Reply, FrameError> {
 /// [`FrameError::Malformed`]
 pub fn decode_reply_trailer(trailer: &[u8]) -> Result<ReplyExtras, FrameError> {
     let mut extras = ReplyExtras::default();
-    for Tag { tag, critical, value } in read_tags(trailer)? {
+    for Tag {
+        tag,
+        critical,
+        value,
+    } in read_tags(trailer)?
+    {
         match tag {
             tag::KIND => {
                 let &[kind] = value else {

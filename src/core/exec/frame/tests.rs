@@ -250,7 +250,10 @@ fn numbers_of_orders_and_kinds_stay() {
         assert_eq!(Kind::from_number(kind.number()), Some(kind));
     }
     assert_eq!((JobOrder::Hello.number(), Kind::Lost.number()), (0, 11));
-    assert_eq!((JobOrder::from_number(5), Kind::from_number(12)), (None, None));
+    assert_eq!(
+        (JobOrder::from_number(5), Kind::from_number(12)),
+        (None, None)
+    );
 }
 
 #[test]
