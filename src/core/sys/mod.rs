@@ -1,6 +1,9 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
+pub mod fork;
 pub mod inherited;
+pub mod peer;
+pub mod signals;
 pub mod users;
 
 pub mod resolver;
