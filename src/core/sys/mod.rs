@@ -2,6 +2,7 @@
 
 pub mod inherited;
 pub mod users;
+pub mod wait;
 
 pub mod resolver;
 
