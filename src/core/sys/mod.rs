@@ -5,6 +5,7 @@ pub mod inherited;
 pub mod peer;
 pub mod signals;
 pub mod users;
+pub mod wait;
 
 pub mod resolver;
 
