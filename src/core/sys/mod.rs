@@ -3,7 +3,6 @@
 pub mod fork;
 pub mod inherited;
 pub mod peer;
-pub mod signals;
 pub mod users;
 pub mod wait;
 
