@@ -34,3 +34,13 @@ pub struct Features {
     pub apparmor: bool,
     pub selinux: bool,
 }
+
+impl Features {
+    pub fn probe() -> Self {
+        todo!()
+    }
+
+    pub fn unprivileged() -> Self {
+        todo!()
+    }
+}

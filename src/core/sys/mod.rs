@@ -7,7 +7,10 @@ pub mod mounts;
 pub mod loopback;
 pub mod process;
 pub mod signals;
+pub mod fork;
+pub mod peer;
 pub mod users;
+pub mod wait;
 
 pub mod resolver;
 
