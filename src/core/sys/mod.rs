@@ -1,6 +1,8 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
 pub mod inherited;
+pub mod probe;
+pub mod seccomp;
 pub mod users;
 
 pub mod resolver;
