@@ -9,6 +9,8 @@ pub mod process;
 pub mod signals;
 pub mod fork;
 pub mod peer;
+pub mod probe;
+pub mod seccomp;
 pub mod users;
 pub mod wait;
 
