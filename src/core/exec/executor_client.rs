@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Outcome, TRUNCATED_MARK};
+use super::{Outcome, TRUNCATED_MARK, frame};
 
 /// Longest stream that an executor may send: its own limit of 16 MiB and its mark (spec/executor.md 3.5, 17 item 5).
 const MAX_FIELD: usize = 16 * 1024 * 1024 + 64;
@@ -59,6 +59,31 @@ pub async fn run_by_executor(
             ..Outcome::default()
         },
     }
+}
+
+/// One exchange with all that an executor of ours understands; an executor of the original answers it like any other request.
+///
+/// # Errors
+/// No executor listens, it goes away, or it does not answer within `deadline`.
+pub async fn call_raw(
+    socket: &Path,
+    request: &frame::Request,
+    deadline: Duration,
+) -> Result<frame::Reply, ExecutorError> {
+    let plain = ExecutorRequest {
+        reqid: request.reqid.clone(),
+        dispatcher: request.dispatcher.clone(),
+        script: request.script.clone(),
+        stdin: request.stdin.clone(),
+        args: request.args.iter().cloned().map(super::lossy).collect(),
+    };
+    let outcome = call(socket, &plain, deadline, MAX_FIELD).await?;
+    Ok(frame::Reply {
+        exit: outcome.exit,
+        stdout: outcome.stdout,
+        stderr: outcome.stderr,
+        extras: None,
+    })
 }
 
 /// The exchange itself.
