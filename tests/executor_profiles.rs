@@ -25,11 +25,18 @@ impl Seen {
         for line in told.out().lines() {
             match line.strip_prefix("@@ ") {
                 Some(next) => next.clone_into(&mut name),
-                None => sections.entry(name.clone()).or_default().push(line.to_owned()),
+                None => sections
+                    .entry(name.clone())
+                    .or_default()
+                    .push(line.to_owned()),
             }
             sections.entry(name.clone()).or_default();
         }
-        assert!(sections.contains_key("end"), "the probe did not end: {}", told.err());
+        assert!(
+            sections.contains_key("end"),
+            "the probe did not end: {}",
+            told.err()
+        );
         Self { sections }
     }
 
@@ -66,9 +73,16 @@ impl Seen {
     /// Soft and hard limit.
     #[track_caller]
     fn limit(&self, name: &str) -> (String, String) {
-        let line = self.lines("limits").iter().find(|line| line.starts_with(name)).unwrap();
+        let line = self
+            .lines("limits")
+            .iter()
+            .find(|line| line.starts_with(name))
+            .unwrap();
         let mut words = line[name.len()..].split_whitespace();
-        (words.next().unwrap().to_owned(), words.next().unwrap().to_owned())
+        (
+            words.next().unwrap().to_owned(),
+            words.next().unwrap().to_owned(),
+        )
     }
 
     /// Mount options of the topmost mount that holds the path.
@@ -93,7 +107,10 @@ impl Seen {
     }
 
     fn namespace(&self, name: &str) -> String {
-        let line = self.lines("namespaces").iter().find_map(|l| l.strip_prefix(&format!("{name} ")));
+        let line = self
+            .lines("namespaces")
+            .iter()
+            .find_map(|l| l.strip_prefix(&format!("{name} ")));
         line.unwrap().to_owned()
     }
 
@@ -182,36 +199,109 @@ fn strict(name: &'static str, lines: &'static str) -> Case {
 }
 
 fn root(case: Case) -> Case {
-    Case { uid: 0, gid: 0, ..case }
+    Case {
+        uid: 0,
+        gid: 0,
+        ..case
+    }
 }
 
 fn cases() -> Vec<Case> {
     vec![
         compat("nobody", "run_as = nobody"),
-        Case { caps: 1 << 10, ..compat("nobody-bind", "run_as = nobody\ncaps = CAP_NET_BIND_SERVICE") },
+        Case {
+            caps: 1 << 10,
+            ..compat(
+                "nobody-bind",
+                "run_as = nobody\ncaps = CAP_NET_BIND_SERVICE",
+            )
+        },
         root(compat("root", "run_as = root")),
         root(compat("unset", "")),
-        Case { caps: 1, ..root(compat("root-chown", "run_as = root\ncaps = CAP_CHOWN")) },
-        Case { caps: 0b10_0001, ..root(compat("root-two", "run_as = root\ncaps = CAP_CHOWN, CAP_KILL")) },
-        Case { uid: 4711, gid: 4711, ..compat("number", "run_as = 4711") },
-        Case { uid: 4711, gid: 1, groups: &[2, 4712], ..compat("groups", "run_as = 4711\ngroup = 1\ngroups = 2,4712") },
-        Case { uid: 1500, gid: 1500, groups: &[1600, 1601], ..compat("account", "run_as = svc") },
-        Case { uid: 1500, gid: 1500, groups: &[1600, 1601], ..compat("account-by-number", "run_as = 1500") },
-        Case { uid: 1500, gid: 1500, ..compat("no-groups", "run_as = svc\ngroups = none") },
-        Case { also: writable_compat, ..root(compat("writable", "run_as = root\nwritable = $T/data/w")) },
-        Case { also: writable_compat, caps: 1, ..root(compat("writable-cap", "run_as = root\ncaps = CAP_CHOWN\nwritable = $T/data/w:$T/data/absent")) },
-        Case { nnp: false, ..compat("nnp-off", "run_as = nobody\nno_new_privileges = no") },
-        Case { private_net: true, also: no_link_up, ..compat("no-network", "run_as = nobody\nnetwork = none") },
-        Case { private_net: true, also: loopback_up, ..compat("loopback", "run_as = nobody\nnetwork = loopback") },
-        Case { private_pid: true, also: alone, ..compat("processes", "run_as = nobody\nprocesses = private") },
-        Case { private_ipc: true, ..compat("ipc", "run_as = nobody\nipc = private") },
+        Case {
+            caps: 1,
+            ..root(compat("root-chown", "run_as = root\ncaps = CAP_CHOWN"))
+        },
+        Case {
+            caps: 0b10_0001,
+            ..root(compat(
+                "root-two",
+                "run_as = root\ncaps = CAP_CHOWN, CAP_KILL",
+            ))
+        },
+        Case {
+            uid: 4711,
+            gid: 4711,
+            ..compat("number", "run_as = 4711")
+        },
+        Case {
+            uid: 4711,
+            gid: 1,
+            groups: &[2, 4712],
+            ..compat("groups", "run_as = 4711\ngroup = 1\ngroups = 2,4712")
+        },
+        Case {
+            uid: 1500,
+            gid: 1500,
+            groups: &[1600, 1601],
+            ..compat("account", "run_as = svc")
+        },
+        Case {
+            uid: 1500,
+            gid: 1500,
+            groups: &[1600, 1601],
+            ..compat("account-by-number", "run_as = 1500")
+        },
+        Case {
+            uid: 1500,
+            gid: 1500,
+            ..compat("no-groups", "run_as = svc\ngroups = none")
+        },
+        Case {
+            also: writable_compat,
+            ..root(compat("writable", "run_as = root\nwritable = $T/data/w"))
+        },
+        Case {
+            also: writable_compat,
+            caps: 1,
+            ..root(compat(
+                "writable-cap",
+                "run_as = root\ncaps = CAP_CHOWN\nwritable = $T/data/w:$T/data/absent",
+            ))
+        },
+        Case {
+            nnp: false,
+            ..compat("nnp-off", "run_as = nobody\nno_new_privileges = no")
+        },
+        Case {
+            private_net: true,
+            also: no_link_up,
+            ..compat("no-network", "run_as = nobody\nnetwork = none")
+        },
+        Case {
+            private_net: true,
+            also: loopback_up,
+            ..compat("loopback", "run_as = nobody\nnetwork = loopback")
+        },
+        Case {
+            private_pid: true,
+            also: alone,
+            ..compat("processes", "run_as = nobody\nprocesses = private")
+        },
+        Case {
+            private_ipc: true,
+            ..compat("ipc", "run_as = nobody\nipc = private")
+        },
         Case {
             nofile: Some("99"),
             also: |seen, _| {
                 assert_eq!(seen.limit("Max core file size"), pair("0", "0"));
                 assert_eq!(seen.limit("Max file size"), pair("1048576", "1048576"));
                 assert_eq!(seen.limit("Max cpu time"), pair("7", "7"));
-                assert_eq!(seen.limit("Max address space"), pair("268435456", "268435456"));
+                assert_eq!(
+                    seen.limit("Max address space"),
+                    pair("268435456", "268435456")
+                );
                 assert_eq!(seen.limit("Max processes"), pair("5000", "5000"));
             },
             ..compat(
@@ -225,18 +315,63 @@ fn cases() -> Vec<Case> {
             nice: 5,
             oom: "300",
             env: &["A=1", "B=two"],
-            ..compat("small-things", "run_as = nobody\numask = 0027\ncwd = /usr\nnice = 5\noom_score_adj = 300\nenv = A=1 B=two")
+            ..compat(
+                "small-things",
+                "run_as = nobody\numask = 0027\ncwd = /usr\nnice = 5\noom_score_adj = 300\nenv = A=1 B=two",
+            )
         },
-        Case { seccomp: true, ..compat("filter", "run_as = nobody\nsyscalls = default\nuserns = deny") },
-        Case { seccomp: true, ..compat("filter-strict", "run_as = nobody\nsyscalls = strict") },
-        Case { also: minimal_dev, ..compat("devices", "run_as = nobody\ndevices = minimal") },
-        Case { also: private_tmp, ..strict("s-nobody", "run_as = nobody") },
-        Case { also: private_tmp, ..root(strict("s-root", "run_as = root")) },
-        Case { caps: 1, also: private_tmp, ..root(strict("s-root-chown", "run_as = root\ncaps = CAP_CHOWN")) },
-        Case { caps: 1 << 5, private_pid: false, ..strict("s-kill", "run_as = nobody\ncaps = CAP_KILL") },
-        Case { also: writable_strict, ..root(strict("s-writable", "run_as = root\nwritable = $T/data/w")) },
-        Case { private_net: true, also: alone, ..strict("s-sealed", "run_as = nobody\nnetwork = none\nsyscalls = strict\nlandlock = require\ntcp_connect = none\ntcp_bind = none") },
-        Case { nnp: false, ..strict("s-setuid", "run_as = nobody\nno_new_privileges = no\nallow_setuid = yes") },
+        Case {
+            seccomp: true,
+            ..compat(
+                "filter",
+                "run_as = nobody\nsyscalls = default\nuserns = deny",
+            )
+        },
+        Case {
+            seccomp: true,
+            ..compat("filter-strict", "run_as = nobody\nsyscalls = strict")
+        },
+        Case {
+            also: minimal_dev,
+            ..compat("devices", "run_as = nobody\ndevices = minimal")
+        },
+        Case {
+            also: private_tmp,
+            ..strict("s-nobody", "run_as = nobody")
+        },
+        Case {
+            also: private_tmp,
+            ..root(strict("s-root", "run_as = root"))
+        },
+        Case {
+            caps: 1,
+            also: private_tmp,
+            ..root(strict("s-root-chown", "run_as = root\ncaps = CAP_CHOWN"))
+        },
+        Case {
+            caps: 1 << 5,
+            private_pid: false,
+            ..strict("s-kill", "run_as = nobody\ncaps = CAP_KILL")
+        },
+        Case {
+            also: writable_strict,
+            ..root(strict("s-writable", "run_as = root\nwritable = $T/data/w"))
+        },
+        Case {
+            private_net: true,
+            also: alone,
+            ..strict(
+                "s-sealed",
+                "run_as = nobody\nnetwork = none\nsyscalls = strict\nlandlock = require\ntcp_connect = none\ntcp_bind = none",
+            )
+        },
+        Case {
+            nnp: false,
+            ..strict(
+                "s-setuid",
+                "run_as = nobody\nno_new_privileges = no\nallow_setuid = yes",
+            )
+        },
     ]
 }
 
@@ -249,10 +384,17 @@ fn writable(seen: &Seen, executor: &Executor) {
     assert!(seen.mount("/var").has("ro"));
     let carved = seen.mount(&executor.text("data/w"));
     assert_eq!(carved.point, executor.text("data/w"));
-    assert!(carved.has("rw") && carved.has("nosuid"), "{:?}", carved.options);
+    assert!(
+        carved.has("rw") && carved.has("nosuid"),
+        "{:?}",
+        carved.options
+    );
     assert!(seen.mount(&executor.text("data")).has("ro"));
     assert!(seen.mount(&executor.text("etc")).has("ro"));
-    assert!(seen.mount(&executor.text("etc/sub")).has("ro"), "what is mounted below a protected directory");
+    assert!(
+        seen.mount(&executor.text("etc/sub")).has("ro"),
+        "what is mounted below a protected directory"
+    );
     private_tmp_flags(seen);
 }
 
@@ -269,37 +411,67 @@ fn private_tmp_flags(seen: &Seen) {
     for dir in ["/tmp", "/var/tmp"] {
         let tmp = seen.mount(dir);
         assert_eq!((tmp.point.as_str(), tmp.kind.as_str()), (dir, "tmpfs"));
-        assert!(tmp.has("rw") && tmp.has("nosuid") && tmp.has("nodev"), "{dir} {:?}", tmp.options);
-        assert!(tmp.super_options.contains("size="), "{dir} is bounded: {}", tmp.super_options);
+        assert!(
+            tmp.has("rw") && tmp.has("nosuid") && tmp.has("nodev"),
+            "{dir} {:?}",
+            tmp.options
+        );
+        assert!(
+            tmp.super_options.contains("size="),
+            "{dir} is bounded: {}",
+            tmp.super_options
+        );
     }
 }
 
 fn private_tmp(seen: &Seen, executor: &Executor) {
     private_tmp_flags(seen);
-    assert!(seen.mount("/tmp").super_options.contains("size=65536k"), "{}", seen.mount("/tmp").super_options);
+    assert!(
+        seen.mount("/tmp").super_options.contains("size=65536k"),
+        "{}",
+        seen.mount("/tmp").super_options
+    );
     minimal_dev(seen, executor);
 }
 
 fn minimal_dev(seen: &Seen, _: &Executor) {
     let found: BTreeSet<&str> = seen.lines("dev").iter().map(String::as_str).collect();
-    for needed in ["null", "zero", "full", "random", "urandom", "tty", "shm", "fd", "stdin", "stdout", "stderr"] {
+    for needed in [
+        "null", "zero", "full", "random", "urandom", "tty", "shm", "fd", "stdin", "stdout",
+        "stderr",
+    ] {
         assert!(found.contains(needed), "/dev lacks {needed}: {found:?}");
     }
     for name in &found {
-        let known = ["null", "zero", "full", "random", "urandom", "tty", "shm", "fd", "stdin", "stdout", "stderr", "pts", "ptmx", "mqueue", "log"];
+        let known = [
+            "null", "zero", "full", "random", "urandom", "tty", "shm", "fd", "stdin", "stdout",
+            "stderr", "pts", "ptmx", "mqueue", "log",
+        ];
         assert!(known.contains(name), "/dev/{name} does not belong there");
     }
 }
 
 fn no_link_up(seen: &Seen, _: &Executor) {
-    let links: Vec<&String> = seen.lines("links").iter().filter(|l| !l.trim_start().starts_with("lo:")).collect();
+    let links: Vec<&String> = seen
+        .lines("links")
+        .iter()
+        .filter(|l| !l.trim_start().starts_with("lo:"))
+        .collect();
     // Tunnels that some kernels put into every namespace carry nothing.
-    assert!(links.iter().all(|l| l.split_whitespace().nth(1) == Some("0")), "{links:?}");
+    assert!(
+        links
+            .iter()
+            .all(|l| l.split_whitespace().nth(1) == Some("0")),
+        "{links:?}"
+    );
 }
 
 fn loopback_up(seen: &Seen, executor: &Executor) {
     no_link_up(seen, executor);
-    assert!(seen.lines("fib").iter().any(|l| l.contains("127.0.0.1")), "loopback is up");
+    assert!(
+        seen.lines("fib").iter().any(|l| l.contains("127.0.0.1")),
+        "loopback is up"
+    );
 }
 
 fn alone(seen: &Seen, _: &Executor) {
@@ -313,7 +485,10 @@ fn a_script_finds_what_its_profile_says() {
         return;
     }
     for baseline in ["compat", "strict"] {
-        let cases: Vec<Case> = cases().into_iter().filter(|c| c.strict == (baseline == "strict")).collect();
+        let cases: Vec<Case> = cases()
+            .into_iter()
+            .filter(|c| c.strict == (baseline == "strict"))
+            .collect();
         let mut executor = Executor::new(baseline);
         accounts(&mut executor);
         executor.before("mount -t tmpfs -o mode=777 tmpfs \"$T/etc/sub\"");
@@ -324,13 +499,18 @@ fn a_script_finds_what_its_profile_says() {
         executor.start();
         for case in &cases {
             println!("{baseline} {}", case.name);
-            let ask = Ask::new(case.name).args(&["one", "two words", ""]).stdin(b"{\"context\":1}");
+            let ask = Ask::new(case.name)
+                .args(&["one", "two words", ""])
+                .stdin(b"{\"context\":1}");
             let told = executor.ask(&ask);
             check(case, &Seen::of(&told), &executor, &ask);
         }
         executor.wait_until_idle();
         assert_eq!(executor.stop(), 0);
-        assert!(!executor.socket().exists(), "the socket goes with the executor");
+        assert!(
+            !executor.socket().exists(),
+            "the socket goes with the executor"
+        );
     }
 }
 
@@ -344,32 +524,65 @@ fn accounts(executor: &mut Executor) {
         .collect();
     let group = std::fs::read_to_string("/etc/group").unwrap();
     executor.write("state/passwd", format!("{passwd}nobody:x:65534:65534::/nonexistent:/bin/false\nsvc:x:1500:1500::/home/svc:/bin/false\n"), 0o644);
-    executor.write("state/group", format!("{group}svc:x:1500:\nextra:x:1600:svc\nmore:x:1601:nobody2,svc\n"), 0o644);
-    executor.before("mount --bind \"$T/state/passwd\" /etc/passwd\nmount --bind \"$T/state/group\" /etc/group");
+    executor.write(
+        "state/group",
+        format!("{group}svc:x:1500:\nextra:x:1600:svc\nmore:x:1601:nobody2,svc\n"),
+        0o644,
+    );
+    executor.before(
+        "mount --bind \"$T/state/passwd\" /etc/passwd\nmount --bind \"$T/state/group\" /etc/group",
+    );
 }
 
 #[track_caller]
 fn check(case: &Case, seen: &Seen, executor: &Executor, ask: &Ask) {
     let name = case.name;
     // Identity: real, effective, saved and file-system ids.
-    assert_eq!(seen.status("Uid"), vec![case.uid.to_string(); 4].join(" "), "{name}");
-    assert_eq!(seen.status("Gid"), vec![case.gid.to_string(); 4].join(" "), "{name}");
-    let mut groups: BTreeSet<u32> = seen.status("Groups").split(' ').filter_map(|g| g.parse().ok()).collect();
+    assert_eq!(
+        seen.status("Uid"),
+        vec![case.uid.to_string(); 4].join(" "),
+        "{name}"
+    );
+    assert_eq!(
+        seen.status("Gid"),
+        vec![case.gid.to_string(); 4].join(" "),
+        "{name}"
+    );
+    let mut groups: BTreeSet<u32> = seen
+        .status("Groups")
+        .split(' ')
+        .filter_map(|g| g.parse().ok())
+        .collect();
     groups.remove(&case.gid);
-    assert_eq!(groups, case.groups.iter().copied().collect(), "{name}: supplementary groups");
+    assert_eq!(
+        groups,
+        case.groups.iter().copied().collect(),
+        "{name}: supplementary groups"
+    );
     // Capabilities.
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(seen.mask(set), case.caps, "{name}: {set}");
     }
-    assert_eq!(seen.status("NoNewPrivs"), u8::from(case.nnp).to_string(), "{name}");
-    assert_eq!(seen.status("Seccomp"), if case.seccomp { "2" } else { "0" }, "{name}");
+    assert_eq!(
+        seen.status("NoNewPrivs"),
+        u8::from(case.nnp).to_string(),
+        "{name}"
+    );
+    assert_eq!(
+        seen.status("Seccomp"),
+        if case.seccomp { "2" } else { "0" },
+        "{name}"
+    );
     // Descriptors: 3 is the listing itself.
     assert_eq!(seen.lines("fds"), ["0", "1", "2", "3"], "{name}");
     assert_eq!(seen.word("umask"), case.umask, "{name}");
     assert_eq!(seen.word("pwd"), case.cwd, "{name}");
     // Environment, exact.
     let reqid = format!("ENVEXEC_REQID={}", ask.reqid);
-    let (script, profile) = (format!("ENVEXEC_SCRIPT={name}"), format!("ENVEXEC_PROFILE={name}"));
+    let (script, profile) = (
+        format!("ENVEXEC_SCRIPT={name}"),
+        format!("ENVEXEC_PROFILE={name}"),
+    );
     let mut environ: BTreeSet<&str> = [PATH].into();
     environ.extend(case.env);
     if case.strict {
@@ -378,28 +591,75 @@ fn check(case: &Case, seen: &Seen, executor: &Executor, ask: &Ask) {
         } else {
             ("HOME=/nonexistent", "USER=nobody", "LOGNAME=nobody")
         };
-        environ.extend([home, user, logname, "SHELL=/bin/sh", "LANG=C.UTF-8", "TMPDIR=/tmp", &reqid, &script, &profile]);
+        environ.extend([
+            home,
+            user,
+            logname,
+            "SHELL=/bin/sh",
+            "LANG=C.UTF-8",
+            "TMPDIR=/tmp",
+            &reqid,
+            &script,
+            &profile,
+        ]);
     }
     assert_eq!(seen.environ(), environ, "{name}");
-    assert_eq!(seen.lines("environ").len(), environ.len(), "{name}: a variable stands twice");
+    assert_eq!(
+        seen.lines("environ").len(),
+        environ.len(),
+        "{name}: a variable stands twice"
+    );
     // Arguments and stdin, byte for byte.
-    assert_eq!(seen.lines("argv"), [executor.text(&format!("scripts/{name}")), "one".to_owned(), "two words".to_owned(), String::new()], "{name}");
+    assert_eq!(
+        seen.lines("argv"),
+        [
+            executor.text(&format!("scripts/{name}")),
+            "one".to_owned(),
+            "two words".to_owned(),
+            String::new()
+        ],
+        "{name}"
+    );
     assert_eq!(seen.lines("stdin"), ["{\"context\":1}"], "{name}");
     // Session and signals.
     let session = seen.stat(3);
     let own = std::fs::read_to_string(format!("/proc/{}/stat", executor.pid())).unwrap();
-    let executors: i64 = own.rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().parse().unwrap();
-    assert!(session != 0 && session != executors, "{name}: session {session}");
+    let executors: i64 = own
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .nth(3)
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        session != 0 && session != executors,
+        "{name}: session {session}"
+    );
     assert_eq!(seen.stat(2), session, "{name}: leads its process group");
     for set in ["SigBlk", "ShdPnd", "SigIgn", "SigPnd"] {
         assert_eq!(seen.mask(set), 0, "{name}: {set}");
     }
     // Namespaces.
-    let mine = |what: &str| std::fs::read_link(format!("/proc/self/ns/{what}")).unwrap().display().to_string();
+    let mine = |what: &str| {
+        std::fs::read_link(format!("/proc/self/ns/{what}"))
+            .unwrap()
+            .display()
+            .to_string()
+    };
     assert_ne!(seen.namespace("mnt"), mine("mnt"), "{name}");
     assert_eq!(seen.namespace("user"), mine("user"), "{name}");
-    for (what, private) in [("pid", case.private_pid), ("net", case.private_net), ("ipc", case.private_ipc)] {
-        assert_eq!(seen.namespace(what) != mine(what), private, "{name}: {what} namespace");
+    for (what, private) in [
+        ("pid", case.private_pid),
+        ("net", case.private_net),
+        ("ipc", case.private_ipc),
+    ] {
+        assert_eq!(
+            seen.namespace(what) != mine(what),
+            private,
+            "{name}: {what} namespace"
+        );
     }
     // Limits.
     assert_eq!(seen.limit("Max core file size"), pair("0", "0"), "{name}");
@@ -409,15 +669,30 @@ fn check(case: &Case, seen: &Seen, executor: &Executor, ask: &Ask) {
     // Nice is field 19 of stat, priority 18.
     assert_eq!(seen.stat(16), case.nice, "{name}: nice");
     assert_eq!(seen.word("oom"), case.oom, "{name}: oom_score_adj");
-    assert_eq!(seen.word("dumpable"), case.uid.to_string(), "{name}: a script starts dumpable");
+    assert_eq!(
+        seen.word("dumpable"),
+        case.uid.to_string(),
+        "{name}: a script starts dumpable"
+    );
     // The view: always protected, tunables never writable.
-    assert!(seen.mount(&executor.text("etc/agent.conf")).has("ro"), "{name}: configuration");
-    assert!(seen.mount(&executor.text(&format!("scripts/{name}"))).has("ro"), "{name}: scripts");
+    assert!(
+        seen.mount(&executor.text("etc/agent.conf")).has("ro"),
+        "{name}: configuration"
+    );
+    assert!(
+        seen.mount(&executor.text(&format!("scripts/{name}")))
+            .has("ro"),
+        "{name}: scripts"
+    );
     assert!(seen.mount("/proc/sys").has("ro"), "{name}: /proc/sys");
     assert!(seen.mount("/sys/kernel").has("ro"), "{name}: /sys/kernel");
     if let Some(group) = executor.cgroup() {
         let base = group.file_name().unwrap().to_str().unwrap();
-        let line = seen.lines("cgroup").iter().find(|l| l.starts_with("0::")).unwrap();
+        let line = seen
+            .lines("cgroup")
+            .iter()
+            .find(|l| l.starts_with("0::"))
+            .unwrap();
         assert!(line.contains(base), "{name}: {line}");
     }
     (case.also)(seen, executor);
@@ -432,13 +707,21 @@ fn limits_of_a_group_are_written_where_the_kernel_has_them() {
     executor.profile("try", "run_as = nobody\npids_max = 20\ncgroup = try");
     executor.profile("must", "run_as = nobody\npids_max = 20\ncgroup = require");
     for name in ["try", "must"] {
-        executor.shell(name, name, "n=0; while [ $n -lt 40 ]; do sleep 3 & n=$((n+1)); done 2>&1; echo started");
+        executor.shell(
+            name,
+            name,
+            "n=0; while [ $n -lt 40 ]; do sleep 3 & n=$((n+1)); done 2>&1; echo started",
+        );
     }
     executor.start();
     if controller("pids") {
         for name in ["try", "must"] {
             let told = executor.run(name);
-            assert!(told.exit != 0 || told.out().contains("fork") || told.out().contains("Cannot"), "{}", told.out());
+            assert!(
+                told.exit != 0 || told.out().contains("fork") || told.out().contains("Cannot"),
+                "{}",
+                told.out()
+            );
         }
     } else {
         executor.run("must").exit(126).err_has("pids");
@@ -463,11 +746,21 @@ fn what_cannot_be_resolved_is_not_run() {
     executor.shell("undefined", "nowhere", "id -u");
     executor.shell("private", "default", "id -u");
     executor.entry("outside", "/bin/true profile=default");
-    std::fs::set_permissions(executor.path("scripts/private"), std::os::unix::fs::PermissionsExt::from_mode(0o750)).unwrap();
+    std::fs::set_permissions(
+        executor.path("scripts/private"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o750),
+    )
+    .unwrap();
     executor.start();
-    executor.run("ghost").exit(126).err_has("executor: unknown run_as 'nosuchuser'");
+    executor
+        .run("ghost")
+        .exit(126)
+        .err_has("executor: unknown run_as 'nosuchuser'");
     executor.run("ghost-group").exit(126).err_has("nosuchgroup");
-    executor.run("private").exit(126).err_has("is not executable by the profile's run_as user");
+    executor
+        .run("private")
+        .exit(126)
+        .err_has("is not executable by the profile's run_as user");
     for (name, text) in [
         ("undefined", "executor: undefined profile\n"),
         ("outside", "executor: script not in script_dirs\n"),
@@ -488,7 +781,10 @@ fn uid_0_gets_nothing_at_exec_when_root_semantics_are_off() {
         return;
     }
     let mut executor = Executor::new("compat");
-    executor.profile("off", "run_as = root\ncaps = CAP_CHOWN\nroot_semantics = off");
+    executor.profile(
+        "off",
+        "run_as = root\ncaps = CAP_CHOWN\nroot_semantics = off",
+    );
     executor.script("off", "off", PROBE);
     executor.start();
     let seen = Seen::of(&executor.run("off"));

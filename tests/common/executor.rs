@@ -18,21 +18,48 @@ use super::{PATIENCE, binary, wait_until};
 
 /// Tags of the request's trailer.
 pub mod ask {
+    /// u64: milliseconds.
     pub const TIMEOUT: u16 = 1;
-    pub const USERNAME: u16 = 2;
-    pub const PEER_IP: u16 = 3;
     pub const DETACH: u16 = 4;
+    /// u8: an order of [`super::order`].
     pub const JOB: u16 = 5;
+}
+
+/// What is asked about a detached run.
+pub mod order {
+    pub const HELLO: u8 = 0;
+    pub const WAIT: u8 = 1;
+    pub const PEEK: u8 = 2;
+    pub const CANCEL: u8 = 3;
+    pub const FORGET: u8 = 4;
 }
 
 /// Tags of the reply's trailer.
 pub mod told {
     pub const KIND: u16 = 1;
     pub const SIGNAL: u16 = 2;
-    pub const CORE: u16 = 3;
-    pub const TIMED_OUT: u16 = 4;
-    pub const TRUNCATED_STDOUT: u16 = 5;
-    pub const TRUNCATED_STDERR: u16 = 6;
+    /// Bits: core dumped, timed out, stdout truncated, stderr truncated.
+    pub const FLAGS: u16 = 3;
+    pub const WALL: u16 = 4;
+    pub const CPU: u16 = 5;
+    pub const MEMORY_PEAK: u16 = 6;
+    pub const PROTECTIONS: u16 = 7;
+}
+
+/// Values of [`told::KIND`].
+pub mod kind {
+    pub const EXIT: u64 = 0;
+    pub const SIGNAL: u64 = 1;
+    pub const TIMEOUT: u64 = 2;
+    pub const SETUP: u64 = 3;
+    pub const DENIED: u64 = 4;
+    pub const OOM: u64 = 5;
+    pub const CANCELLED: u64 = 6;
+    pub const DISCONNECT: u64 = 7;
+    pub const SHUTDOWN: u64 = 8;
+    pub const RUNNING: u64 = 9;
+    pub const UNKNOWN: u64 = 10;
+    pub const LOST: u64 = 11;
 }
 
 /// Longest that one answer may take.
@@ -80,6 +107,16 @@ impl Ask {
     pub fn tag(mut self, tag: u16, value: &[u8]) -> Self {
         self.trailer.push((tag, 0, value.to_vec()));
         self
+    }
+
+    /// A detached run.
+    pub fn detached(self, reqid: &str) -> Self {
+        self.reqid(reqid).tag(ask::DETACH, b"")
+    }
+
+    /// About the detached run of this id.
+    pub fn about(reqid: &str, order: u8) -> Self {
+        Self::new(".job").reqid(reqid).tag(ask::JOB, &[order])
     }
 
     /// The frame.
@@ -168,6 +205,10 @@ impl Told {
         Some(bytes.iter().fold(0, |sum, b| sum << 8 | u64::from(*b)))
     }
 
+    pub fn kind(&self) -> Option<u64> {
+        self.number(told::KIND)
+    }
+
     /// `None`: closed without a word.
     fn parse(bytes: &[u8], took: Duration) -> Option<Self> {
         if bytes.is_empty() {
@@ -238,13 +279,17 @@ impl Executor {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ce-test-{}-{number}", std::process::id());
         let tree = Path::new("/var/lib").join(&name);
-        for dir in ["", "bin", "etc", "etc/sub", "scripts", "run", "data", "data/w", "state"] {
+        for dir in [
+            "", "bin", "etc", "etc/sub", "scripts", "run", "data", "data/w", "state",
+        ] {
             let dir = tree.join(dir);
             std::fs::create_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
             std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
         std::os::unix::fs::symlink(binary(), tree.join("bin/ctrl-exec-exec")).unwrap();
-        let cgroup = cgroup_root().map(|root| root.join(&name)).filter(|dir| std::fs::create_dir(dir).is_ok());
+        let cgroup = cgroup_root()
+            .map(|root| root.join(&name))
+            .filter(|dir| std::fs::create_dir(dir).is_ok());
         let executor = Self {
             daemon: None,
             tree,
@@ -354,7 +399,11 @@ impl Executor {
         for (name, lines) in &self.profiles {
             text.push_str(&format!("\n[profile {name}]\n{lines}\n"));
         }
-        let scripts: String = self.scripts.iter().map(|(name, value)| format!("{name} = {value}\n")).collect();
+        let scripts: String = self
+            .scripts
+            .iter()
+            .map(|(name, value)| format!("{name} = {value}\n"))
+            .collect();
         // Each in one step: a running executor must never see half of one.
         for (name, text) in [("etc/agent.conf", text), ("etc/scripts.conf", scripts)] {
             let new = self.write(&format!("{name}.new"), text, 0o640);
@@ -365,15 +414,30 @@ impl Executor {
     fn command(&self) -> Command {
         let mut command = Command::new("unshare");
         let script = format!("set -e\n{}\nexec \"$@\"", self.before);
-        command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]);
+        command.args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            &script,
+            "sh",
+        ]);
         command
             .args(&self.prefix)
             .arg(self.path("bin/ctrl-exec-exec"))
             .arg("serve")
-            .args([self.socket(), self.path("etc/agent.conf"), self.path("etc/scripts.conf")])
+            .args([
+                self.socket(),
+                self.path("etc/agent.conf"),
+                self.path("etc/scripts.conf"),
+            ])
             .arg("root")
             .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .env("T", &self.tree)
             .env("LANG", "C.UTF-8")
             .env("CTRL_EXEC_LOG", "stderr")
@@ -410,7 +474,12 @@ impl Executor {
     #[track_caller]
     pub fn call(&self, words: &[&str]) -> Run {
         self.write_config();
-        process::run(Command::new(self.path("bin/ctrl-exec-exec")).args(words).env_clear().env("CTRL_EXEC_LOG", "stderr"))
+        process::run(
+            Command::new(self.path("bin/ctrl-exec-exec"))
+                .args(words)
+                .env_clear()
+                .env("CTRL_EXEC_LOG", "stderr"),
+        )
     }
 
     #[track_caller]
@@ -419,12 +488,18 @@ impl Executor {
     }
 
     pub fn pid(&self) -> u32 {
-        self.daemon.as_ref().expect("the executor was started").pid()
+        self.daemon
+            .as_ref()
+            .expect("the executor was started")
+            .pid()
     }
 
     /// What it logged.
     pub fn log(&self) -> String {
-        self.daemon.as_ref().expect("the executor was started").err()
+        self.daemon
+            .as_ref()
+            .expect("the executor was started")
+            .err()
     }
 
     /// Waits for a log line that holds all words.
@@ -433,7 +508,10 @@ impl Executor {
         let end = Instant::now() + PATIENCE;
         loop {
             let log = self.log();
-            if let Some(line) = log.lines().find(|line| words.iter().all(|w| line.contains(w))) {
+            if let Some(line) = log
+                .lines()
+                .find(|line| words.iter().all(|w| line.contains(w)))
+            {
                 return line.to_owned();
             }
             assert!(Instant::now() < end, "no log line with {words:?}:\n{log}");
@@ -457,7 +535,11 @@ impl Executor {
     pub fn ask(&self, ask: &Ask) -> Told {
         let waiting = self.send(ask);
         waiting.answer().unwrap_or_else(|| {
-            panic!("closed without a word on {}; log:\n{}", ask.script, self.log())
+            panic!(
+                "closed without a word on {}; log:\n{}",
+                ask.script,
+                self.log()
+            )
         })
     }
 
@@ -478,7 +560,11 @@ impl Executor {
         let mut at = 0;
         while at < found.len() {
             let parent = found[at];
-            found.extend(all.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+            found.extend(
+                all.iter()
+                    .filter(|(_, p)| *p == parent)
+                    .map(|(pid, _)| *pid),
+            );
             at += 1;
         }
         found.split_off(1)
@@ -487,7 +573,9 @@ impl Executor {
     /// Waits until no run is in progress.
     #[track_caller]
     pub fn wait_until_idle(&self) {
-        wait_until("no run is in progress", PATIENCE, || self.descendants().is_empty().then_some(()));
+        wait_until("no run is in progress", PATIENCE, || {
+            self.descendants().is_empty().then_some(())
+        });
     }
 
     /// SIGTERM, and the end of it.
@@ -530,6 +618,14 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// For bytes that the test itself has sent.
+    pub fn of(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            start: Instant::now(),
+        }
+    }
+
     /// `None`: closed without a word.
     #[track_caller]
     pub fn answer(self) -> Option<Told> {
@@ -570,7 +666,8 @@ pub fn cgroup_root() -> Option<PathBuf> {
 
 /// Does this kernel's cgroup v2 offer the controller to us?
 pub fn controller(name: &str) -> bool {
-    let listed = cgroup_root().and_then(|root| std::fs::read_to_string(root.join("cgroup.controllers")).ok());
+    let listed = cgroup_root()
+        .and_then(|root| std::fs::read_to_string(root.join("cgroup.controllers")).ok());
     listed.is_some_and(|text| text.split_whitespace().any(|word| word == name))
 }
 
@@ -605,10 +702,17 @@ pub fn processes() -> Vec<(u32, u32)> {
 /// Processes whose command line holds the text.
 pub fn with_words(text: &str) -> Vec<u32> {
     let holds = |pid: &u32| {
-        std::fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+            String::from_utf8_lossy(&line)
+                .replace('\0', " ")
+                .contains(text)
+        })
     };
-    processes().into_iter().map(|(pid, _)| pid).filter(holds).collect()
+    processes()
+        .into_iter()
+        .map(|(pid, _)| pid)
+        .filter(holds)
+        .collect()
 }
 
 /// Version of Landlock that this kernel has; 0 = none.
