@@ -8,7 +8,6 @@ mod handlers;
 mod lenient;
 mod listener;
 mod material;
-mod notify;
 mod pairing;
 mod patience;
 mod promote;
