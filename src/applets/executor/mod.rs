@@ -1,6 +1,8 @@
 //! `ctrl-exec-exec`: the root executor (spec/executor.md).
 
+mod describe;
 mod house;
+mod jobs;
 mod supervisor;
 
 use crate::applets::{AppError, Context, Exit};

@@ -102,3 +102,22 @@ impl Prepared {
         todo!()
     }
 }
+
+impl Step {
+    /// As logs spell it.
+    pub fn name(self) -> &'static str {
+        todo!()
+    }
+}
+
+impl StepFailed {
+    /// One line for stderr, without a newline.
+    pub fn text(&self, _prepared: &Prepared) -> String {
+        todo!()
+    }
+
+    /// The system's words for the errno, without the number.
+    pub fn errno_text(&self) -> String {
+        todo!()
+    }
+}

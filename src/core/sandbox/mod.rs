@@ -10,6 +10,7 @@ pub mod identity;
 pub mod landlock;
 pub mod prepare;
 pub mod script;
+pub mod tree;
 pub mod view;
 
 use std::collections::BTreeMap;
