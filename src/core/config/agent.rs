@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::diagnostics::{Report, Severity};
+use super::profiles::CarveOut;
 use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::profiles::CarveOut;
 use super::{AgentConfig, Allowlist, Baseline, cidr, executor, hook, profiles, tags};
 use crate::core::paths::Paths;
 use crate::core::profile::protected;
@@ -67,8 +67,7 @@ fn refuse_open_doors(
         return;
     }
     let socket = config.executor_socket.as_deref();
-    let protected =
-        protected::protected_paths(config, &Allowlist::default(), paths, socket, None);
+    let protected = protected::protected_paths(config, &Allowlist::default(), paths, socket, None);
     for CarveOut {
         profile,
         path,
@@ -414,10 +413,10 @@ mod tests {
     #[test]
     fn both_syntaxes_give_the_same_value() {
         let conf = agent_lines(
-            "bind = ::1\nallowed_ips = 10.0.0.0/8, ::1\nrun_timeout = 5\nrate_limit_probe = 1/2/3\nauth_deny_generic = yes\n[tags]\nsite = x\n[profile p.q]\nrun_as = nobody\ncaps = CAP_KILL, CAP_CHOWN\nwritable = /a:/b\nno_new_privileges = off\n",
+            "bind = ::1\nallowed_ips = 10.0.0.0/8, ::1\nrun_timeout = 5\nrate_limit_probe = 1/2/3\nauth_deny_generic = yes\n[tags]\nsite = x\n[profile p.q]\nrun_as = nobody\ncaps = CAP_KILL, CAP_CHOWN\nwritable = /a:/b\nno_new_privileges = off\nallow_setuid = yes\n",
         );
         let toml = agent_toml(
-            "script_dirs = [\"/opt\"]\nbind = \"::1\"\nallowed_ips = [\"10.0.0.0/8\", \"::1\"]\nrun_timeout = 5\nrate_limit_probe = \"1/2/3\"\nauth_deny_generic = true\n[tags]\nsite = \"x\"\n[profile.\"p.q\"]\nrun_as = \"nobody\"\ncaps = [\"CAP_KILL\", \"CAP_CHOWN\"]\nwritable = [\"/a\", \"/b\"]\nno_new_privileges = false\n",
+            "script_dirs = [\"/opt\"]\nbind = \"::1\"\nallowed_ips = [\"10.0.0.0/8\", \"::1\"]\nrun_timeout = 5\nrate_limit_probe = \"1/2/3\"\nauth_deny_generic = true\n[tags]\nsite = \"x\"\n[profile.\"p.q\"]\nrun_as = \"nobody\"\ncaps = [\"CAP_KILL\", \"CAP_CHOWN\"]\nwritable = [\"/a\", \"/b\"]\nno_new_privileges = false\nallow_setuid = true\n",
         );
         let (conf, toml) = (conf.unwrap(), toml.unwrap());
         assert_eq!(warnings(&conf), warnings(&toml));

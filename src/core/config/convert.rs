@@ -219,7 +219,12 @@ impl Writer {
             .push_str(&format!("{} = {value}\n", key_text(key)));
     }
 
-    pub(super) fn unless<T: PartialEq + Clone + Into<Value>>(&mut self, key: &str, value: &T, default: &T) {
+    pub(super) fn unless<T: PartialEq + Clone + Into<Value>>(
+        &mut self,
+        key: &str,
+        value: &T,
+        default: &T,
+    ) {
         if value != default {
             self.set(key, value.clone());
         }
@@ -364,7 +369,11 @@ mod tests {
     fn allowlists_round_trip() {
         let host = Host::new();
         host.write("/etc/ctrl-exec-agent/agent.conf", REQUIRED);
-        let scripts = "a = /x/a\n-b_ = profile=p.q /x/b\"\\é\n";
+        let scripts = format!(
+            "a = /x/a\n-b_ = profile=p.q /x/b\"\\é\nc = /c digest=sha256:{} timeout=5 schema=/s\n",
+            "aB".repeat(32)
+        );
+        let scripts = scripts.as_str();
         let conf = host.write("/etc/ctrl-exec-agent/scripts.conf", scripts);
         let before = host.allowlist().unwrap().value;
         let text = convert_allowlist(&before);

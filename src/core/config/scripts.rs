@@ -168,7 +168,11 @@ fn digest(text: &str) -> Option<[u8; 32]> {
     if digits.len() != 2 * bytes.len() {
         return None;
     }
-    let value = |digit: u8| char::from(digit).to_digit(16).and_then(|v| u8::try_from(v).ok());
+    let value = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .and_then(|v| u8::try_from(v).ok())
+    };
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         *byte = value(pair[0])? << 4 | value(pair[1])?;
     }
@@ -337,6 +341,125 @@ mod tests {
             [&name("b")]
         );
         assert!(warnings(&loaded)[0].contains("3:1: warning: Allowlist: skipping 'a'"));
+    }
+
+    #[test]
+    fn annotations_in_both_syntaxes() {
+        let hex = "0123456789abcdefABCDEF".repeat(3)[..64].to_owned();
+        let executor = "executor_socket = /run/x/exec.sock\n";
+        let conf = host(
+            executor,
+            "scripts.conf",
+            &format!("a = digest=sha256:{hex} /x timeout=9 schema=/s.json profile=p\n"),
+        );
+        let toml = host(
+            executor,
+            "scripts.toml",
+            &format!(
+                "[scripts.a]\npath = \"/x\"\nprofile = \"p\"\ndigest = \"sha256:{hex}\"\ntimeout = 9\nschema = \"/s.json\"\n"
+            ),
+        );
+        let (conf, toml) = (conf.allowlist().unwrap(), toml.allowlist().unwrap());
+        assert_eq!(conf.value.scripts, toml.value.scripts);
+        assert!(conf.warnings.is_empty() && toml.warnings.is_empty());
+        let a = &conf.value.scripts[&name("a")].annotations;
+        assert_eq!(a.timeout, Some(Duration::from_secs(9)));
+        assert_eq!(a.schema, AbsolutePath::new("/s.json").ok());
+        let digest = a.digest.unwrap();
+        assert_eq!(
+            digest[..11],
+            [
+                1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0xab, 0xcd, 0xef
+            ]
+        );
+    }
+
+    #[test]
+    fn bad_annotations_are_errors_and_never_passed_over() {
+        let f = |n: usize| "f".repeat(n);
+        for (bad, part) in [
+            (
+                "digest=".to_owned(),
+                "digest must be 'sha256:' and 64 hex digits",
+            ),
+            ("digest=sha256:".to_owned(), "64 hex digits"),
+            (format!("digest={}", f(64)), "64 hex digits"),
+            (format!("digest=sha256:{}", f(63)), "64 hex digits"),
+            (format!("digest=sha256:{}", f(65)), "64 hex digits"),
+            (format!("digest=sha256:{}g", f(63)), "64 hex digits"),
+            (format!("digest=sha256:é{}", f(62)), "64 hex digits"),
+            (format!("digest=SHA256:{}", f(64)), "64 hex digits"),
+            (format!("digest=sha512:{}", f(128)), "64 hex digits"),
+            ("timeout=0".to_owned(), "timeout must be seconds from 1"),
+            ("timeout=".to_owned(), "timeout must be seconds"),
+            ("timeout=1m".to_owned(), "timeout must be seconds"),
+            ("timeout=2678401".to_owned(), "timeout must be seconds"),
+            (
+                "schema=x.json".to_owned(),
+                "schema must be an absolute path",
+            ),
+            ("schema=".to_owned(), "schema must be an absolute path"),
+        ] {
+            let line = error(host("", "scripts.conf", &format!("a = /x {bad}\n")).allowlist());
+            assert!(line.contains("scripts.conf:1:"), "{line}");
+            assert!(
+                line.contains("error: Script 'a': ") && line.contains(part),
+                "{bad}: {line}"
+            );
+        }
+        let toml = "[scripts.a]\npath = \"/x\"\nsha256 = \"ff\"\n";
+        let line = error(host("", "scripts.toml", toml).allowlist());
+        assert!(
+            line.contains("3:10: error: Script 'a': a digest is written digest = "),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn strict_refuses_doubt_about_scripts() {
+        let agent = "script_dirs = /opt\n[executor]\nbaseline = strict\n";
+        for (line, part) in [
+            ("a = /opt/x\na = /opt/x\n", "stands in line 1 too"),
+            (
+                "a = /opt/x color=red\n",
+                "annotation 'color=' of 'a' is unknown",
+            ),
+        ] {
+            let said = error(host(agent, "scripts.conf", line).allowlist());
+            assert!(said.contains(part), "{said}");
+        }
+    }
+
+    #[test]
+    fn digests_are_checked_by_the_executor_and_that_is_said() {
+        let digest = "f".repeat(64);
+        let line = format!("a = /bin/sh digest=sha256:{digest}\nb = /bin/sh\n");
+        let said = warnings(&host("", "scripts.conf", &line).allowlist().unwrap());
+        assert!(said[0].contains("the digest of 'a' is checked by the executor only"));
+        let agent = "executor_socket = /run/x/exec.sock\n[executor]\nrequire_digest = on\n";
+        let said = warnings(&host(agent, "scripts.conf", &line).allowlist().unwrap());
+        assert_eq!(said.len(), 1);
+        assert!(said[0].contains("'b' will be refused by the executor - it has no digest="));
+    }
+
+    #[test]
+    fn no_profile_may_write_to_a_script_or_its_schema() {
+        let agent = "[profile p]\nrun_as = a\nwritable = /srv/tools/run.sh\n";
+        for line in [
+            "a = /srv/tools/run.sh\n",
+            "a = /x schema=/srv/tools/run.sh\n",
+        ] {
+            let said = error(host(agent, "scripts.conf", line).allowlist());
+            assert!(
+                said.contains("writable path '/srv/tools/run.sh' lies inside"),
+                "{said}"
+            );
+        }
+        assert!(
+            host(agent, "scripts.conf", "a = /srv/tools/other\n")
+                .allowlist()
+                .is_ok()
+        );
     }
 
     #[test]
