@@ -135,8 +135,7 @@ impl Live {
     fn wait(&mut self) -> rustix::process::WaitStatus {
         let begun = Instant::now();
         loop {
-            if let Some((_, status)) =
-                waitpid(Some(self.started.pid), WaitOptions::NOHANG).unwrap()
+            if let Some((_, status)) = waitpid(Some(self.started.pid), WaitOptions::NOHANG).unwrap()
             {
                 self.reaped = true;
                 return status;
@@ -258,12 +257,9 @@ fn nothing_is_inherited_but_the_three_streams() {
     let leaked = File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).unwrap();
     let mut old = features(true);
-    (old.close_range, old.clone3) = (false, false);
+    (old.close_range, old.clone3, old.pidfd) = (false, false, false);
     for features in [features(true), old] {
         for profile in [compat(), own_namespace()] {
-            let text = "ls /proc/$(exec sh -c 'read -r pid rest < /proc/self/stat; echo $PPID' >/dev/null; \
-                        read -r pid rest < /proc/self/stat; echo $pid)/fd | tr '\\n' ' '";
-            let _ = text;
             let text = "read -r pid rest < /proc/self/stat; ls /proc/$pid/fd; cat; while read -r l; do echo \"$l\"; done < /proc/self/status";
             let run = begin(prepared(&profile, nobody(), &features, text)).end();
             assert!(run.stdout.starts_with("0\n1\n2\nthe context"), "{run:?}");
@@ -354,17 +350,57 @@ fn a_script_that_cannot_start_says_why() {
     );
     // The init itself ends well; what the script could not do was reported before.
     profile.processes = Protected::required(Scope::Private);
-    let (code, failed, _) = {
-        let (prepared, _) = assembled("/bin/true", &[], &profile, nobody(), &features(true));
-        let ended = begin(prepared.unwrap()).end();
-        assert_eq!(ended.news.len(), 2);
-        let News::Failed(failed) = ended.news[0] else {
-            panic!("{ended:?}");
-        };
-        assert_eq!(ended.news[1], News::Ended(126 << 8));
-        (ended.code, failed, ())
+    let (prepared, _) = assembled("/bin/true", &[], &profile, nobody(), &features(true));
+    let ended = begin(prepared.unwrap()).end();
+    let [News::Failed(failed), News::Ended(status)] = ended.news[..] else {
+        panic!("{ended:?}");
     };
-    assert_eq!((code, failed.step), (Some(0), Step::Directory));
+    assert_eq!((failed.step, status), (Step::Directory, 126 << 8));
+    assert_eq!(ended.code, Some(0));
+}
+
+#[test]
+fn a_child_that_was_not_placed_joins_its_group_itself() {
+    if !root_or_skip("a_child_that_was_not_placed_joins_its_group_itself") {
+        return;
+    }
+    // No cgroup, so that the kernel refuses to place anything there; what is written to it can be read.
+    let group = tempfile::tempdir().unwrap();
+    let procs = group.path().join("cgroup.procs");
+    for profile in [compat(), own_namespace()] {
+        let leaf = || Some(OwnedFd::from(File::open(group.path()).unwrap()));
+        let mut run = prepared(&profile, nobody(), &features(true), "exit 4");
+        run.leaf = leaf();
+        let [News::Failed(failed)] = begin(run).end().news[..] else {
+            panic!("it has joined what is not there");
+        };
+        assert_eq!((failed.step, failed.errno), (Step::Cgroup, libc::ENOENT));
+
+        std::fs::write(&procs, "").unwrap();
+        let mut run = prepared(&profile, nobody(), &features(true), "exit 4");
+        run.leaf = leaf();
+        assert!(matches!(
+            begin(run).end().news[..],
+            [] | [News::Ended(1024)]
+        ));
+        assert_eq!(std::fs::read_to_string(&procs).unwrap(), "0");
+        std::fs::remove_file(&procs).unwrap();
+    }
+}
+
+#[test]
+fn a_label_that_cannot_be_set_is_fatal() {
+    if !root_or_skip("a_label_that_cannot_be_set_is_fatal") {
+        return;
+    }
+    let mut run = prepared(&compat(), nobody(), &features(true), "exit 4");
+    run.labels = vec![(c"/proc/self/attr/nosuch".to_owned(), b"exec x".to_vec())];
+    let ended = begin(run).end();
+    assert_eq!(ended.code, Some(126));
+    assert!(
+        matches!(ended.news[..], [News::Failed(failed)] if failed.step == Step::Lsm),
+        "{ended:?}"
+    );
 }
 
 #[test]
@@ -383,11 +419,8 @@ fn a_network_of_its_own_is_empty_or_has_loopback() {
 }
 
 /// Leaves a process behind that has a session of its own and no parent.
-const DAEMON: &str = "(setsid sh -c 'trap \"\" HUP; echo up; sleep 300' &) ; read -r ready; exit 3";
-
 fn with_daemon(who: Identity) -> Live {
     let text = "(setsid sh -c 'echo up; exec sleep 300' &) ; exit 3";
-    let _ = DAEMON;
     let mut run = begin(prepared(&own_namespace(), who, &features(true), text));
     assert!(run.started.init);
     assert_eq!(run.line(), "up");
@@ -402,11 +435,8 @@ fn an_init_outlives_the_script_and_passes_the_end_on() {
     }
     for who in [root(), nobody()] {
         let run = with_daemon(who);
-        assert_eq!(
-            waitpid(Some(run.started.pid), WaitOptions::NOHANG).unwrap(),
-            None,
-            "something is left, so it stays"
-        );
+        let end = waitpid(Some(run.started.pid), WaitOptions::NOHANG).unwrap();
+        assert!(end.is_none(), "something is left, so it stays");
         kill_process(run.started.pid, Signal::TERM).unwrap();
         let ended = run.end();
         assert_eq!(ended.code, Some(0), "{ended:?}");
