@@ -12,10 +12,14 @@ use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 
 use super::*;
 use crate::core::config::{Baseline, LimitKind, Network, ProfileConfig, Protected, Scope};
+use crate::core::profile::Resolved;
 use crate::core::sandbox::features::Features;
 use crate::core::sandbox::identity::Identity;
 use crate::core::sandbox::prepare::tests::{assembled, features, root};
-use crate::core::types::AbsolutePath;
+use crate::core::sandbox::prepare::{RunOrder, prepare};
+use crate::core::sandbox::script::Checked;
+use crate::core::sandbox::{Level, ProtectedPaths, Protection, Protections};
+use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -401,6 +405,70 @@ fn a_label_that_cannot_be_set_is_fatal() {
         matches!(ended.news[..], [News::Failed(failed)] if failed.step == Step::Lsm),
         "{ended:?}"
     );
+}
+
+/// Everything that every module contributes, on this kernel.
+fn whole(profile: &ProfileConfig, who: Identity, text: &str) -> (Ended, Protections) {
+    let script = Resolved {
+        name: ScriptName::new("check").unwrap(),
+        path: AbsolutePath::new("/bin/sh").unwrap(),
+        profile: ProfileName::new("web").unwrap(),
+    };
+    let mut report = Protections::default();
+    let prepared = prepare(
+        RunOrder {
+            script: &script,
+            profile,
+            args: &[b"-c".to_vec(), text.as_bytes().to_vec()],
+            reqid: "",
+            identity: who,
+            checked: Checked::default(),
+            protected: &ProtectedPaths {
+                hide: vec!["/var/tmp".into()],
+                read_only: vec!["/etc".into()],
+            },
+            features: &Features::probe(),
+            leaf: None,
+        },
+        &mut report,
+    )
+    .unwrap();
+    (begin(prepared).end(), report)
+}
+
+#[test]
+fn a_whole_strict_profile_holds_with_and_without_no_new_privileges() {
+    if !root_or_skip("a_whole_strict_profile_holds_with_and_without_no_new_privileges") {
+        return;
+    }
+    let mut profile = ProfileConfig::new(Baseline::Strict);
+    profile.writable = vec![AbsolutePath::new("/usr/local").unwrap()];
+    profile.network = Protected::required(Network::Loopback);
+    for (nnp, processes) in [
+        (true, Scope::Private),
+        (false, Scope::Private),
+        (true, Scope::Host),
+        (false, Scope::Host),
+    ] {
+        profile.no_new_privileges = nnp;
+        profile.processes = Protected::required(processes);
+        for who in [root(), nobody()] {
+            let (ended, report) = whole(&profile, who, STATUS);
+            assert_eq!(ended.stderr, "", "{ended:?}");
+            assert_eq!(sets(&ended.stdout), [0; 5], "{ended:?}");
+            assert_eq!(field(&ended.stdout, "Seccomp"), "2");
+            assert_eq!(
+                field(&ended.stdout, "NoNewPrivs"),
+                if nnp { "1" } else { "0" }
+            );
+            assert_eq!(report.0[&Protection::Seccomp], Level::Enforced);
+            assert_eq!(report.0[&Protection::NoUserNamespaces], Level::Enforced);
+            if processes == Scope::Private {
+                assert_eq!(field(&ended.stdout, "Pid"), "2");
+                assert_eq!(ended.news, [News::Ended(0)]);
+            }
+        }
+    }
 }
 
 #[test]
