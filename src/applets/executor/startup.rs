@@ -49,10 +49,6 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     let ([socket_path, config, allowlist, peer_user], options) = operands(args)?;
     let options = Options::parse(&options)?;
     // Before we leave the directory that they are relative to.
-    let absolute = |path: String| {
-        std::path::absolute(&path)
-            .map_err(|e| AppError::failed(format!("{IDENT}: cannot use path '{path}': {e}")))
-    };
     let (socket_path, config, allowlist) = (
         absolute(socket_path)?,
         absolute(config)?,
@@ -134,6 +130,11 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     .run();
     notify::tell(manager, "STOPPING=1");
     Ok(Exit::Success)
+}
+
+pub(super) fn absolute(path: String) -> Result<PathBuf, AppError> {
+    std::path::absolute(&path)
+        .map_err(|e| AppError::failed(format!("{IDENT}: cannot use path '{path}': {e}")))
 }
 
 /// Whether we work without root, for tests.
