@@ -348,19 +348,11 @@ impl Builder<'_> {
         &self,
         paths: impl Iterator<Item = &'p Path>,
     ) -> Result<Vec<PathBuf>, NotPrepared> {
-        let mut real = Vec::new();
+        let mut real: Vec<PathBuf> = Vec::new();
         for path in paths {
             match self.look.find(path) {
                 Found::Nothing => {}
-                Found::Directory(found) | Found::File(found) => {
-                    for name in mountinfo::other_names(self.visible, &found) {
-                        if let Found::Directory(other) | Found::File(other) = self.look.find(&name)
-                        {
-                            real.push(other);
-                        }
-                    }
-                    real.push(found);
-                }
+                Found::Directory(found) | Found::File(found) => real.push(found),
                 Found::ForeignLink(link) => {
                     return Err(NotPrepared::new(
                         "setup",
@@ -370,6 +362,18 @@ impl Builder<'_> {
                             link.display()
                         ),
                     ));
+                }
+            }
+        }
+        // Other names may have other names: those of an overlay's store.
+        let mut at = 0;
+        while let Some(path) = real.get(at) {
+            at += 1;
+            for name in mountinfo::other_names(self.visible, path) {
+                if let Found::Directory(other) | Found::File(other) = self.look.find(&name)
+                    && !real.contains(&other)
+                {
+                    real.push(other);
                 }
             }
         }
