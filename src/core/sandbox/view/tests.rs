@@ -197,14 +197,12 @@ fn compat_without_writable_hides_protects_and_closes_switches() {
             Step::MountProtect,
             Step::MountProtect,
             Step::MountHide,
-            Step::MountHide,
-            Step::MountHide, // the stage goes
+            Step::MountHide, // and stays covered
             Step::MountTunables,
         ]
     );
     assert_eq!(plan.steps[0].ops, [Op::Slave]);
     assert_eq!(plan.steps[1].stage, Stage::Makes);
-    assert_eq!(plan.steps[6].stage, Stage::Removes);
     let protect: Vec<_> = ops(&plan, Step::MountProtect)
         .into_iter()
         .filter_map(set)
@@ -249,8 +247,8 @@ fn a_file_and_a_directory_are_hidden_by_their_likes_and_else_made_read_only() {
     assert_eq!(
         bound,
         [
-            ("/proc/empty", "/etc/agent/agent.key"),
-            ("/proc/nothing", "/run/exec")
+            ("/run/exec/empty", "/etc/agent/agent.key"),
+            ("/run/exec/nothing", "/run/exec")
         ]
     );
     assert!(hidden.iter().all(|planned| !planned.otherwise.is_empty()));
@@ -482,6 +480,25 @@ fn a_script_below_a_private_tmp_stays() {
         |op| matches!(op, Op::Bind { target, .. } if target.as_c_str() == c"/tmp/demo/scripts")
     ));
     assert_eq!(set(tmp[tmp.len() - 1]), Some(("/tmp/demo/scripts", 1, 0)));
+}
+
+#[test]
+fn a_view_without_a_hidden_directory_is_prepared_on_proc_and_leaves_it() {
+    let mut case = Case::new(ProfileConfig::new(Baseline::Compat));
+    case.look.0.remove("/run/exec");
+    let (plan, _) = case.done();
+    let last = plan
+        .steps
+        .iter()
+        .rfind(|planned| planned.step == Step::MountHide)
+        .unwrap();
+    assert_eq!(last.stage, Stage::Removes);
+    assert_eq!(
+        last.ops,
+        [Op::Detach {
+            target: c"/proc".to_owned()
+        }]
+    );
 }
 
 #[test]
