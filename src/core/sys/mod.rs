@@ -3,6 +3,8 @@
 pub mod fork;
 pub mod inherited;
 pub mod peer;
+pub mod probe;
+pub mod seccomp;
 pub mod users;
 pub mod wait;
 
