@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::diagnostics::{Report, Severity};
+use super::profiles::CarveOut;
 use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::profiles::CarveOut;
 use super::{AgentConfig, Allowlist, Baseline, cidr, executor, hook, profiles, tags};
 use crate::core::paths::Paths;
 use crate::core::profile::protected;
@@ -67,8 +67,7 @@ fn refuse_open_doors(
         return;
     }
     let socket = config.executor_socket.as_deref();
-    let protected =
-        protected::protected_paths(config, &Allowlist::default(), paths, socket, None);
+    let protected = protected::protected_paths(config, &Allowlist::default(), paths, socket, None);
     for CarveOut {
         profile,
         path,

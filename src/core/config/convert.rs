@@ -219,7 +219,12 @@ impl Writer {
             .push_str(&format!("{} = {value}\n", key_text(key)));
     }
 
-    pub(super) fn unless<T: PartialEq + Clone + Into<Value>>(&mut self, key: &str, value: &T, default: &T) {
+    pub(super) fn unless<T: PartialEq + Clone + Into<Value>>(
+        &mut self,
+        key: &str,
+        value: &T,
+        default: &T,
+    ) {
         if value != default {
             self.set(key, value.clone());
         }

@@ -107,7 +107,11 @@ impl Writer {
             self.number("tmp_size", size);
         }
         if p.kernel_tunables_writable != d.kernel_tunables_writable {
-            let word = if p.kernel_tunables_writable { "rw" } else { "ro" };
+            let word = if p.kernel_tunables_writable {
+                "rw"
+            } else {
+                "ro"
+            };
             self.set("kernel_tunables", word);
         }
         self.protected("devices", p.devices, d.devices, |devices| match devices {
@@ -125,11 +129,16 @@ impl Writer {
         });
         self.ports("tcp_connect", &p.tcp_connect);
         self.ports("tcp_bind", &p.tcp_bind);
-        self.protected("syscalls", p.syscalls, d.syscalls, |syscalls| match syscalls {
-            Syscalls::Off => "off",
-            Syscalls::Default => "default",
-            Syscalls::Strict => "strict",
-        });
+        self.protected(
+            "syscalls",
+            p.syscalls,
+            d.syscalls,
+            |syscalls| match syscalls {
+                Syscalls::Off => "off",
+                Syscalls::Default => "default",
+                Syscalls::Strict => "strict",
+            },
+        );
         let word = |deny| if deny { "deny" } else { "allow" };
         self.protected("userns", p.deny_userns, d.deny_userns, word);
         let word = |scope| match scope {

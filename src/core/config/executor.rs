@@ -53,7 +53,10 @@ fn cgroup_parent(r: &mut Reader<'_>) -> Option<PathBuf> {
     let text: Located<String> = r.text("cgroup_parent")?;
     let path = r.absolute(&text, "'cgroup_parent'")?;
     let path = path.as_path();
-    if path.components().any(|c| c == std::path::Component::ParentDir) {
+    if path
+        .components()
+        .any(|c| c == std::path::Component::ParentDir)
+    {
         return r.not("cgroup_parent", &text, "a path without '..'");
     }
     Some(path.to_owned())
@@ -69,7 +72,11 @@ fn peer_unit(r: &mut Reader<'_>) -> Option<String> {
     if named && text.value.len() <= 255 && text.value.bytes().all(fits) {
         return Some(text.value);
     }
-    r.not("executor_peer_unit", &text, "the name of a systemd unit that ends in .service")
+    r.not(
+        "executor_peer_unit",
+        &text,
+        "the name of a systemd unit that ends in .service",
+    )
 }
 
 #[cfg(test)]
@@ -115,10 +122,19 @@ mod tests {
     #[test]
     fn doubt_is_an_error_with_its_place() {
         for (line, part) in [
-            ("baseline = Strict", "7:12: error: [executor]: 'baseline' must be compat or strict, not 'Strict'"),
-            ("baseline = strict # x", "inline '# ...' comments are not supported"),
+            (
+                "baseline = Strict",
+                "7:12: error: [executor]: 'baseline' must be compat or strict, not 'Strict'",
+            ),
+            (
+                "baseline = strict # x",
+                "inline '# ...' comments are not supported",
+            ),
             ("baseline = ", "'baseline' has no value"),
-            ("basline = strict", "unknown key 'basline'; did you mean 'baseline'?"),
+            (
+                "basline = strict",
+                "unknown key 'basline'; did you mean 'baseline'?",
+            ),
             ("max_runs = 0", "from 1 to 4096"),
             ("max_frame = 17M", "from 1024 to 16777216"),
             ("max_output = 1", "from 1024 to 16777216"),

@@ -149,7 +149,12 @@ impl<'a> Reader<'a> {
         Some(span.start + at..span.end)
     }
 
-    pub(super) fn expected<T>(&mut self, key: &str, value: &Located<RawValue>, what: &str) -> Option<T> {
+    pub(super) fn expected<T>(
+        &mut self,
+        key: &str,
+        value: &Located<RawValue>,
+        what: &str,
+    ) -> Option<T> {
         let message = format!("'{key}' must be {what}, not {}", value.value.kind());
         self.error(&value.span, &message);
         None
@@ -160,7 +165,11 @@ impl<'a> Reader<'a> {
         self.read(key, |r, value| r.as_text(key, value))
     }
 
-    pub(super) fn as_text(&mut self, key: &str, value: &Located<RawValue>) -> Option<Located<String>> {
+    pub(super) fn as_text(
+        &mut self,
+        key: &str,
+        value: &Located<RawValue>,
+    ) -> Option<Located<String>> {
         let RawValue::Text(text) = &value.value else {
             return self.expected(key, value, "a string");
         };

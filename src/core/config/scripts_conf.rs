@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::Baseline;
 use super::conf_grammar::{is_text, span_of};
 use super::diagnostics::{Report, Severity};
 use super::raw::{Located, is_blank};
 use super::reader::COMMENT_HINT;
-use super::Baseline;
 use super::source::{Line, SourceFile};
 use crate::core::types::ScriptName;
 
@@ -35,11 +35,7 @@ struct Tokens {
 
 /// Reads the lines. A name that stands on two lines is refused altogether: the original's two programs disagree about which line
 /// counts (spec/executor.md 8). In `strict` that and unknown annotations are errors.
-pub(super) fn read(
-    source: &SourceFile,
-    baseline: Baseline,
-    report: &mut Report,
-) -> Vec<RawScript> {
+pub(super) fn read(source: &SourceFile, baseline: Baseline, report: &mut Report) -> Vec<RawScript> {
     let doubt = match baseline {
         Baseline::Compat => Severity::Warning,
         Baseline::Strict => Severity::Error,
@@ -102,7 +98,11 @@ fn script(
         };
         let Some((key, value)) = annotation(&token.value) else {
             if let Some(hint) = misspelt_digest(&token.value) {
-                say(Severity::Error, &token.span, format!("Script '{name}': {hint}"));
+                say(
+                    Severity::Error,
+                    &token.span,
+                    format!("Script '{name}': {hint}"),
+                );
             }
             found.bare += 1;
             found.path.get_or_insert(token);
@@ -301,13 +301,20 @@ mod tests {
     #[test]
     fn misspelt_digests_get_help_in_both_baselines() {
         for baseline in [Baseline::Compat, Baseline::Strict] {
-            for token in ["sha256=FF00", "sha256:ff00", "digest:sha256:ff00", "SHA256=ff00"] {
+            for token in [
+                "sha256=FF00",
+                "sha256:ff00",
+                "digest:sha256:ff00",
+                "SHA256=ff00",
+            ] {
                 let said = said(&format!("a = /x {token}\n"), baseline);
                 assert!(said[0].contains("1:8: error: Script 'a': '"), "{said:?}");
                 assert!(said[0].contains("write digest=sha256:ff00"), "{said:?}");
             }
             let twice = said("a = /x timeout=1 timeout=2\n", baseline);
-            assert!(twice[0].contains("1:18: error: Script 'a': 'timeout=' stands on the line twice"));
+            assert!(
+                twice[0].contains("1:18: error: Script 'a': 'timeout=' stands on the line twice")
+            );
         }
     }
 

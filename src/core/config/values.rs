@@ -68,11 +68,7 @@ impl Reader<'_> {
         None
     }
 
-    fn scalar_located(
-        &mut self,
-        key: &str,
-        value: &Located<RawValue>,
-    ) -> Option<Located<String>> {
+    fn scalar_located(&mut self, key: &str, value: &Located<RawValue>) -> Option<Located<String>> {
         let text = self.scalar(key, value)?;
         Some(Located::new(text, value.span.clone()))
     }
@@ -119,7 +115,11 @@ impl Reader<'_> {
         self.read(key, |r, value| {
             let text = r.scalar_located(key, value)?;
             let plain = !text.value.starts_with('+');
-            let number = text.value.parse().ok().filter(|n| plain && range.contains(n));
+            let number = text
+                .value
+                .parse()
+                .ok()
+                .filter(|n| plain && range.contains(n));
             let (from, to) = (range.start(), range.end());
             number.or_else(|| r.not(key, &text, &format!("a whole number from {from} to {to}")))
         })
@@ -158,7 +158,10 @@ impl Reader<'_> {
     ) -> Option<Protected<T>> {
         self.read(key, |r, value| {
             let text = r.as_text(key, value)?;
-            let mut parts = text.value.split([' ', '\t']).filter(|part| !part.is_empty());
+            let mut parts = text
+                .value
+                .split([' ', '\t'])
+                .filter(|part| !part.is_empty());
             let (first, second, third) = (parts.next(), parts.next(), parts.next());
             let found = words.iter().find(|(word, _)| Some(*word) == first);
             match (found, second, third) {

@@ -114,7 +114,10 @@ impl List<'_> {
         let p = self.profile;
         let voiding = unconfining(&p.caps);
         if !voiding.is_empty() {
-            let text = format!("{} voids the confinement of the profile", voiding.join(", "));
+            let text = format!(
+                "{} voids the confinement of the profile",
+                voiding.join(", ")
+            );
             if p.i_understand_unconfined {
                 self.warn(&text);
             } else {
@@ -168,10 +171,11 @@ impl List<'_> {
         if landlock && p.landlock == Want::Off {
             self.warn("read, execute, tcp_connect and tcp_bind have no effect with landlock = off");
         }
-        let hidden = p
-            .writable
-            .iter()
-            .find(|path| p.hide.iter().any(|hide| path.as_path().starts_with(hide.as_path())));
+        let hidden = p.writable.iter().find(|path| {
+            p.hide
+                .iter()
+                .any(|hide| path.as_path().starts_with(hide.as_path()))
+        });
         if let Some(path) = hidden {
             let text = format!("writable path '{path}' is hidden by 'hide'");
             self.warn(&text);
@@ -199,7 +203,10 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:#?}");
         assert_eq!(found[0].level, level, "{found:?}");
         let text = &found[0].text;
-        assert!(text.starts_with("Profile 'p': ") && text.contains(part), "{text}");
+        assert!(
+            text.starts_with("Profile 'p': ") && text.contains(part),
+            "{text}"
+        );
     }
 
     #[test]
@@ -213,37 +220,92 @@ mod tests {
     fn weak_profiles_are_named() {
         use Baseline::{Compat, Strict};
         use Level::{Error, Warning};
-        one(Compat, |p| p.run_as = Some("0".to_owned()), Warning, "uid 0 owns");
+        one(
+            Compat,
+            |p| p.run_as = Some("0".to_owned()),
+            Warning,
+            "uid 0 owns",
+        );
         assert_eq!(found(Strict, |p| p.run_as = Some("root".to_owned())), []);
         one(Strict, |p| p.run_as = None, Error, "run_as is not set");
         assert_eq!(found(Compat, |p| p.run_as = None).len(), 2);
-        one(Strict, |p| p.no_new_privileges = false, Error, "allow_setuid");
-        one(Compat, |p| p.no_new_privileges = false, Warning, "allow_setuid");
-        one(Strict, |p| p.caps = vec![Capability::CAP_DAC_OVERRIDE], Warning, "CAP_DAC_OVERRIDE");
-        one(Strict, |p| p.caps = vec![Capability::CAP_MKNOD], Error, "CAP_MKNOD voids");
-        one(Compat, |p| p.caps = vec![Capability::CAP_BPF], Warning, "CAP_BPF voids");
+        one(
+            Strict,
+            |p| p.no_new_privileges = false,
+            Error,
+            "allow_setuid",
+        );
+        one(
+            Compat,
+            |p| p.no_new_privileges = false,
+            Warning,
+            "allow_setuid",
+        );
+        one(
+            Strict,
+            |p| p.caps = vec![Capability::CAP_DAC_OVERRIDE],
+            Warning,
+            "CAP_DAC_OVERRIDE",
+        );
+        one(
+            Strict,
+            |p| p.caps = vec![Capability::CAP_MKNOD],
+            Error,
+            "CAP_MKNOD voids",
+        );
+        one(
+            Compat,
+            |p| p.caps = vec![Capability::CAP_BPF],
+            Warning,
+            "CAP_BPF voids",
+        );
         let understood = |p: &mut ProfileConfig| {
             p.caps = vec![Capability::CAP_SETGID, Capability::CAP_SETUID];
             p.i_understand_unconfined = true;
         };
-        one(Strict, understood, Warning, "CAP_SETUID with CAP_SETGID voids");
+        one(
+            Strict,
+            understood,
+            Warning,
+            "CAP_SETUID with CAP_SETGID voids",
+        );
         assert_eq!(found(Strict, |p| p.caps = vec![Capability::CAP_SETUID]), []);
         let nproc = |p: &mut ProfileConfig| {
             p.run_as = Some("root".to_owned());
             p.limits.insert(LimitKind::Nproc, Some(5));
         };
         one(Strict, nproc, Warning, "limit_nproc has no effect on uid 0");
-        one(Strict, |p| p.cgroup = Want::Off, Warning, "memory.max, pids.max cannot be held");
+        one(
+            Strict,
+            |p| p.cgroup = Want::Off,
+            Warning,
+            "memory.max, pids.max cannot be held",
+        );
         one(Compat, |p| p.timeout = None, Warning, "no timeout");
-        one(Compat, |p| p.leftovers = Leftovers::Keep, Warning, "leftovers = keep");
+        one(
+            Compat,
+            |p| p.leftovers = Leftovers::Keep,
+            Warning,
+            "leftovers = keep",
+        );
         let kept = |p: &mut ProfileConfig| {
             p.timeout = None;
             p.leftovers = Leftovers::Keep;
             p.processes = Protected::required(Scope::Private);
         };
         assert_eq!(found(Compat, kept).len(), 2);
-        one(Strict, |p| p.script_trust = ScriptTrust::Off, Warning, "script_trust = off");
-        one(Strict, |p| p.root_semantics = false, Warning, "root_semantics");
+        one(
+            Strict,
+            |p| p.script_trust = ScriptTrust::Off,
+            Warning,
+            "script_trust = off",
+        );
+        one(
+            Strict,
+            |p| p.root_semantics = false,
+            Warning,
+            "root_semantics",
+        );
         let ports = |p: &mut ProfileConfig| {
             p.landlock = Want::Off;
             p.tcp_bind = Ports::Only(vec![80]);

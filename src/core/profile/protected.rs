@@ -48,7 +48,12 @@ pub fn protected_paths(
     ]);
     read_only.extend(config.auth_hook.as_ref().map(|hook| hook.path.clone()));
     read_only.extend(binary.map(Path::to_owned));
-    read_only.extend(config.script_dirs.iter().map(|dir| dir.as_path().to_owned()));
+    read_only.extend(
+        config
+            .script_dirs
+            .iter()
+            .map(|dir| dir.as_path().to_owned()),
+    );
     for entry in allowlist.scripts.values() {
         read_only.push(entry.path.as_path().to_owned());
         let schema = entry.annotations.schema.as_ref();
@@ -223,7 +228,10 @@ mod tests {
         }
         assert!(got.read_only.contains(&paths.agent_etc()));
         assert!(got.read_only.contains(&paths.agent_state()));
-        assert!(!has(&got.read_only, "/"), "that would make everything read-only");
+        assert!(
+            !has(&got.read_only, "/"),
+            "that would make everything read-only"
+        );
 
         std::fs::create_dir_all(paths.dispatcher_etc()).unwrap();
         let got = protected_paths(&config, &allowlist, &paths, None, None);
@@ -290,7 +298,9 @@ mod tests {
             writable: vec![absolute("/usr/bin/ctrl-exec"), absolute("/srv")],
             ..ProfileConfig::default()
         };
-        config.profiles.insert(ProfileName::new("p").unwrap(), profile);
+        config
+            .profiles
+            .insert(ProfileName::new("p").unwrap(), profile);
         let binary = Some(Path::new("/usr/bin/ctrl-exec"));
         let protected = protected_paths(&config, &script("/x"), &paths, None, binary);
         let said = conflicts(&config, &protected);

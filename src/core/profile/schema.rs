@@ -365,11 +365,13 @@ mod tests {
     #[test]
     fn an_annotation_names_another_file_which_must_be_there() {
         let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| {
-            AbsolutePath::new(&dir.path().join(name).to_string_lossy()).unwrap()
-        };
+        let at = |name: &str| AbsolutePath::new(&dir.path().join(name).to_string_lossy()).unwrap();
         let script = at("check.sh");
-        std::fs::write(dir.path().join("check.sh.schema.json"), "{\"version\":\"beside\"}").unwrap();
+        std::fs::write(
+            dir.path().join("check.sh.schema.json"),
+            "{\"version\":\"beside\"}",
+        )
+        .unwrap();
         std::fs::write(dir.path().join("other.json"), "{\"version\":\"named\"}").unwrap();
         let version = |annotated: Option<&AbsolutePath>| match load(&script, annotated) {
             Sidecar::Loaded(schema) => schema.version,

@@ -47,7 +47,10 @@ pub(super) fn groups(r: &mut Reader<'_>) -> Option<Groups> {
             _ => return r.expected("groups", value, "\"user\", \"none\" or an array"),
         };
         if items.is_empty() {
-            r.error(&value.span, "'groups' names no group: write 'none' if that is meant");
+            r.error(
+                &value.span,
+                "'groups' names no group: write 'none' if that is meant",
+            );
             return None;
         }
         let mut list = Vec::new();

@@ -50,8 +50,8 @@ fn cpu_max(text: &str) -> Option<String> {
     }
     let mut words = text.split([' ', '\t']).filter(|word| !word.is_empty());
     let (quota, period) = (words.next()?, words.next()?);
-    let quota_fits = quota == "max"
-        || digits(quota).is_some_and(|n| (1000..=1_000_000_000_000).contains(&n));
+    let quota_fits =
+        quota == "max" || digits(quota).is_some_and(|n| (1000..=1_000_000_000_000).contains(&n));
     let period_fits = digits(period).is_some_and(|n| (1000..=1_000_000).contains(&n));
     let fits = quota_fits && period_fits && words.next().is_none();
     fits.then(|| format!("{quota} {period}"))
@@ -205,7 +205,10 @@ mod tests {
     fn lines_of_io_max() {
         for (text, written) in [
             ("8:0 rbps=10M", Some("8:0 rbps=10485760")),
-            ("259:1\triops=100 wiops=max", Some("259:1 riops=100 wiops=max")),
+            (
+                "259:1\triops=100 wiops=max",
+                Some("259:1 riops=100 wiops=max"),
+            ),
             ("8:0", None),
             ("sda rbps=1", None),
             ("8:0 rbps=0", None),

@@ -108,7 +108,10 @@ fn supervision(r: &mut Reader<'_>, p: &mut ProfileConfig) {
         p.timeout = (seconds > 0).then_some(Duration::from_secs(seconds));
     }
     p.kill_grace = r.seconds("kill_grace", 0..=3600, p.kill_grace);
-    let words = [("kill", OnDisconnect::Kill), ("continue", OnDisconnect::Continue)];
+    let words = [
+        ("kill", OnDisconnect::Kill),
+        ("continue", OnDisconnect::Continue),
+    ];
     set(&mut p.on_disconnect, r.word("on_disconnect", &words));
     let words = [("kill", Leftovers::Kill), ("keep", Leftovers::Keep)];
     set(&mut p.leftovers, r.word("leftovers", &words));
@@ -122,7 +125,10 @@ fn view(r: &mut Reader<'_>, p: &mut ProfileConfig) {
     let size = r.amount("tmp_size", Unit::Bytes, 4096..=1 << 50);
     p.tmp_size = size.or(p.tmp_size);
     let words = [("ro", false), ("rw", true)];
-    set(&mut p.kernel_tunables_writable, r.word("kernel_tunables", &words));
+    set(
+        &mut p.kernel_tunables_writable,
+        r.word("kernel_tunables", &words),
+    );
     let words = [("host", Devices::Host), ("minimal", Devices::Minimal)];
     set(&mut p.devices, r.protected("devices", &words));
 }
@@ -156,7 +162,10 @@ fn surroundings(r: &mut Reader<'_>, p: &mut ProfileConfig) {
     set(&mut p.cwd, cwd);
     set(&mut p.umask, r.octal("umask", 0o777));
     set(&mut p.nice, r.signed("nice", -20..=19));
-    set(&mut p.oom_score_adj, r.signed("oom_score_adj", -1000..=1000));
+    set(
+        &mut p.oom_score_adj,
+        r.signed("oom_score_adj", -1000..=1000),
+    );
     set(&mut p.env, limits::env(r));
 }
 
@@ -182,7 +191,11 @@ fn label(r: &mut Reader<'_>, key: &'static str) -> Option<String> {
     r.read(key, |r, value| {
         let text = r.as_text(key, value)?;
         let word = text.value.bytes().all(|b| b.is_ascii_graphic());
-        let parts = text.value.split(':').filter(|part| !part.is_empty()).count();
+        let parts = text
+            .value
+            .split(':')
+            .filter(|part| !part.is_empty())
+            .count();
         if !word || text.value.len() > 255 {
             return r.not(key, &text, "one word of at most 255 characters");
         }

@@ -108,8 +108,7 @@ fn booleans_have_their_words_in_any_case() {
 #[test]
 fn sections_of_one_profile_merge_and_many_profiles_are_fine() {
     let mut text =
-        "[Profile p]\nrun_as = a\n[profile q]\nrun_as=b\n[profile p]\ncaps = CAP_KILL\n"
-            .to_owned();
+        "[Profile p]\nrun_as = a\n[profile q]\nrun_as=b\n[profile p]\ncaps = CAP_KILL\n".to_owned();
     for n in 0..100 {
         text.push_str(&format!("[profile n{n}]\nrun_as = 1\n"));
     }
