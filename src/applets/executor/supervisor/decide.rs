@@ -116,7 +116,7 @@ mod tests {
     fn without_root_only_what_needs_none_runs() {
         let plain = ProfileConfig::default();
         let decide = |profile: &ProfileConfig, mode| {
-            without_root(profile, mode).map(std::borrow::Cow::into_owned)
+            without_root(profile, mode).map(Cow::into_owned)
         };
         for mode in [Unprivileged::Careful, Unprivileged::Lax] {
             assert_eq!(decide(&plain, mode), Ok(plain.clone()));
