@@ -20,16 +20,23 @@ use crate::core::sys::fork::{self, Side};
 use crate::core::terminal::{stderr_bytes, stdout_bytes};
 use crate::core::types::ReqId;
 
-/// What a script finds where the agent's context would be.
-const CONTEXT: &[u8] = br#"{"script":"","args":[],"reqid":"","peer_ip":"","username":"","token":"","dispatcher":"try","timestamp":""}"#;
-
 /// # Errors
 /// 78 for files that cannot be used, 1 for what the system refuses or when we are not root.
 pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     let ([config, allowlist, script], args) = operands(args)?;
+    let context_json = |reqid: &str| {
+        // What a script finds on its stdin when the agent has sent it.
+        let value = serde_json::json!({
+            "script": script, "args": args, "reqid": reqid, "peer_ip": "", "username": "", "token": "",
+            "dispatcher": "try", "timestamp": "",
+        });
+        value.to_string().into_bytes()
+    };
     let failed = |text: String| AppError::failed(format!("{IDENT}: {text}"));
     if !rustix::process::geteuid().is_root() {
-        return Err(failed("try must run as root, as the service does".to_owned()));
+        return Err(failed(
+            "try must run as root, as the service does".to_owned(),
+        ));
     }
     let (config, allowlist) = (absolute(config)?, absolute(allowlist)?);
     logging::init(IDENT, context.log_sink());
@@ -48,13 +55,14 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         // Only detached runs keep anything there, and this is none.
         jobs: Path::new("/nonexistent").to_owned(),
     };
-    let reqid = ReqId::generate().map_err(|_| failed("the system gives no random bytes".to_owned()))?;
+    let reqid =
+        ReqId::generate().map_err(|_| failed("the system gives no random bytes".to_owned()))?;
     let request = Request {
         reqid: reqid.to_string(),
         dispatcher: "try".to_owned(),
         script: script.clone(),
-        stdin: CONTEXT.to_vec(),
-        args: args.into_iter().map(String::into_bytes).collect(),
+        stdin: context_json(reqid.as_str()),
+        args: args.iter().map(|arg| arg.clone().into_bytes()).collect(),
         extras: RequestExtras::default(),
     };
     let frame = frame::encode_request(&request)

@@ -30,7 +30,7 @@ pub(super) fn obey(
     let state = match order {
         JobOrder::Hello => {
             let hello = Reply {
-                stdout: describe::features_json(house).into(),
+                stdout: describe::features_json(house).into_bytes(),
                 ..answer(0, Kind::Exit)
             };
             return Some(encode_reply(&hello));
