@@ -252,9 +252,6 @@ fn many_and_odd_files_are_fine() {
 fn repeated_sections_and_keys_merge_and_the_last_wins() {
     let loaded =
         strict("[profile p]\nrun_as = a\ntimeout = 1\n[profile p]\ntimeout = 2\n").unwrap();
-    assert_eq!(
-        first(&loaded.value).timeout,
-        Some(std::time::Duration::from_secs(2))
-    );
+    assert_eq!(first(&loaded.value).timeout, Some(Duration::from_secs(2)));
     assert!(warnings(&loaded)[0].contains("'timeout' is set again in line 12, which wins"));
 }
