@@ -11,12 +11,16 @@ pub enum Exit {
     Failure,
     /// A deadline passed (background pairing; `ced wait`).
     TimedOut,
+    /// `ctrl-exec-exec resolve` cannot read what it would decide by.
+    Unresolved,
     /// The other side said no (background pairing).
     Denied,
     /// The words on the command line make no sense (`EX_USAGE`).
     Usage,
     /// The configuration makes no sense, or the host is not paired (`EX_CONFIG`): restarting will not help.
     Config,
+    /// That of the script (`ctrl-exec-exec try`).
+    Script(u8),
 }
 
 impl Exit {
@@ -24,10 +28,11 @@ impl Exit {
         match self {
             Self::Success => 0,
             Self::Failure => 1,
-            Self::TimedOut => 2,
+            Self::TimedOut | Self::Unresolved => 2,
             Self::Denied => 3,
             Self::Usage => 64,
             Self::Config => 78,
+            Self::Script(code) => code,
         }
     }
 }
