@@ -23,7 +23,7 @@ use crate::say;
 pub(super) const IDENT: &str = "ctrl-exec-exec";
 
 const USAGE: &str = "\
-usage: ctrl-exec-exec serve <socket> <agent.conf> <scripts.conf> <peer-user> [options]
+Usage: ctrl-exec-exec serve <socket> <agent.conf> <scripts.conf> <peer-user> [options]
        ctrl-exec-exec resolve <agent.conf> <scripts.conf> <script-name>
        ctrl-exec-exec try <agent.conf> <scripts.conf> <script-name> [argument...]
        ctrl-exec-exec check <agent.conf> <scripts.conf> [--json | --unit | --kernel]
