@@ -1,7 +1,6 @@
 //! `ctrl-exec-exec check`: what each script of the allowlist would come to on this host (spec/executor.md 15.12).
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use caps::Capability;
 use serde_json::json;
@@ -56,10 +55,12 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     if !rest.is_empty() {
         return Err(super::usage());
     }
+    let socket = context.paths.resolve(DEFAULT_SOCKET);
     let mut source = Source::new(
         context.paths.clone(),
-        PathBuf::from(config),
-        PathBuf::from(allowlist),
+        startup::absolute(config)?,
+        startup::absolute(allowlist)?,
+        socket,
     );
     let (policy, told) = source.load().map_err(AppError::config)?;
     match show {
@@ -76,9 +77,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         Show::Text | Show::Json => {}
     }
     let features = Features::probe();
-    let socket = policy.config.executor_socket.clone();
-    let socket = socket.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-    let protected = startup::protected(&source, &policy, &socket);
+    let protected = source.protected(&policy.config, &policy.allowlist);
     let scripts = assess::assess_all(assess::House {
         config: &policy.config,
         allowlist: &policy.allowlist,
@@ -228,13 +227,13 @@ const IN_THE_WAY: [(Capability, &str); 5] = [
 
 /// The drop-in for the executor's unit.
 fn drop_in(config: &AgentConfig) -> Vec<String> {
-    let granted: BTreeSet<Capability> = config
+    let granted: Vec<Capability> = config
         .profiles
         .values()
         .flat_map(|profile| profile.caps.iter().copied())
         .collect();
     let mut all: Vec<Capability> = OWN.iter().chain(&granted).copied().collect();
-    all.sort_by_key(|capability| capability.index());
+    all.sort_by_key(Capability::index);
     all.dedup();
     let names: Vec<String> = all.iter().map(ToString::to_string).collect();
     let mut lines = vec![

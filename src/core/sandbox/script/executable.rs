@@ -114,46 +114,46 @@ mod tests {
 
     #[test]
     fn the_first_class_that_fits_decides() {
-        let may = |uid, gid, groups: &[u32], mode, wanted| {
+        let asked = |uid, gid, groups: &[u32], mode, wanted| {
             let identity = identity(uid, gid, groups);
             let runner = Runner {
                 identity: &identity,
                 caps: &[],
                 copied: false,
             };
-            super::may(runner, 0, 50, mode, wanted, false)
+            may(runner, 0, 50, mode, wanted, false)
         };
-        assert!(may(0, 0, &[], 0o700, 1));
-        assert!(!may(0, 0, &[], 0o077, 1));
-        assert!(may(7, 50, &[], 0o750, 5));
-        assert!(may(7, 7, &[50], 0o750, 5));
-        assert!(!may(7, 7, &[], 0o750, 1));
-        assert!(!may(7, 50, &[], 0o705, 1));
-        assert!(may(7, 7, &[], 0o711, 1));
-        assert!(!may(7, 7, &[], 0o711, 5));
+        assert!(asked(0, 0, &[], 0o700, 1));
+        assert!(!asked(0, 0, &[], 0o077, 1));
+        assert!(asked(7, 50, &[], 0o750, 5));
+        assert!(asked(7, 7, &[50], 0o750, 5));
+        assert!(!asked(7, 7, &[], 0o750, 1));
+        assert!(!asked(7, 50, &[], 0o705, 1));
+        assert!(asked(7, 7, &[], 0o711, 1));
+        assert!(!asked(7, 7, &[], 0o711, 5));
     }
 
     #[test]
     fn capabilities_open_what_they_open() {
         let who = identity(7, 7, &[]);
-        let may = |caps: &[Capability], mode, directory| {
+        let asked = |caps: &[Capability], mode, directory| {
             let runner = Runner {
                 identity: &who,
                 caps,
                 copied: false,
             };
-            super::may(runner, 0, 0, mode, EXECUTE, directory)
+            may(runner, 0, 0, mode, EXECUTE, directory)
         };
         let over = [Capability::CAP_DAC_OVERRIDE];
         let search = [Capability::CAP_DAC_READ_SEARCH];
-        assert!(may(&over, 0o700, false) && !may(&over, 0o600, false));
-        assert!(may(&search, 0o700, true) && !may(&search, 0o700, false));
-        assert!(!may(&[], 0o700, true));
+        assert!(asked(&over, 0o700, false) && !asked(&over, 0o600, false));
+        assert!(asked(&search, 0o700, true) && !asked(&search, 0o700, false));
+        assert!(!asked(&[], 0o700, true));
     }
 
     #[test]
     fn the_trap_of_the_default_mode_is_seen() {
-        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         std::fs::write(&path, "#!/bin/sh\n").unwrap();
