@@ -11,6 +11,8 @@ pub enum Exit {
     Failure,
     /// A deadline passed (background pairing; `ced wait`).
     TimedOut,
+    /// `ctrl-exec-exec resolve` cannot read what it would decide by.
+    Unresolved,
     /// The other side said no (background pairing).
     Denied,
     /// The words on the command line make no sense (`EX_USAGE`).
@@ -24,7 +26,7 @@ impl Exit {
         match self {
             Self::Success => 0,
             Self::Failure => 1,
-            Self::TimedOut => 2,
+            Self::TimedOut | Self::Unresolved => 2,
             Self::Denied => 3,
             Self::Usage => 64,
             Self::Config => 78,

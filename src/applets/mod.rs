@@ -6,6 +6,7 @@ pub mod cli;
 pub(crate) mod detach;
 pub mod executor;
 pub mod exit;
+pub(crate) mod notify;
 pub mod toolbox;
 
 use std::collections::BTreeMap;
@@ -70,6 +71,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &["ctrl-exec-agent"],
         summary: "agent: run allowlisted scripts for trusted dispatchers",
         entry: cea::main,
+    },
+    Applet {
+        name: "ctrl-exec-exec",
+        aliases: &[],
+        summary: "root executor: run scripts for the agent under their security profiles",
+        entry: executor::main,
     },
     Applet {
         name: "ctrl-exec",

@@ -17,6 +17,9 @@ pub enum Trust {
     State,
     /// Scripts of the allowlist: of whoever deploys them, but not writable by everybody.
     Script,
+    /// What root decides by (the executor's files, spec/executor.md 7.6): the file itself, no link to it, and every directory above belong
+    /// to root (or ourselves) and neither group nor others may write to any of them; a sticky bit does not help.
+    Policy,
     /// Keys: closed to "other" altogether and not writable by the group, which may read. Root accepts any owner: a service user owns its
     /// key, and what a key says is proved by the certificate it belongs to.
     Secret,
@@ -41,6 +44,15 @@ pub enum OpenError {
     OpenDirectory { path: PathBuf, directory: PathBuf },
     #[error("'{}' is a link in a directory of uid {uid}, who could choose what it leads to: put a plain file there", .path.display())]
     ForeignLink { path: PathBuf, uid: u32 },
+    #[error("'{}' is a symbolic link: name the file that it leads to", .path.display())]
+    Link { path: PathBuf },
+    #[error("'{}' can be replaced by others because of directory '{}' (uid {uid}, mode {mode:04o}): it must belong to root and be writable for root alone", .path.display(), .directory.display())]
+    LooseDirectory {
+        path: PathBuf,
+        directory: PathBuf,
+        uid: u32,
+        mode: u32,
+    },
     #[error("'{}' changed while it was being checked: try again", .path.display())]
     Changed { path: PathBuf },
     #[error("'{}' is larger than {max} bytes", .path.display())]
@@ -138,7 +150,7 @@ fn judge_once(path: &Path, trust: Trust, flags: i32) -> Result<Opened, OpenError
         }
         seen.push(above);
         let meta = std::fs::metadata(above).map_err(read)?;
-        warnings.extend(judge_directory(path, above, Facts::of(&meta), euid)?);
+        warnings.extend(judge_directory(path, above, Facts::of(&meta), euid, trust)?);
     }
     Ok(Opened { file, warnings })
 }
@@ -205,6 +217,22 @@ pub fn check_executable(path: &Path) -> Result<Vec<String>, OpenError> {
         path: path.to_owned(),
     })?;
     Ok(opened.warnings)
+}
+
+/// Judges a file that decides what runs as root: everything of [`Trust::Policy`].
+///
+/// # Errors
+/// It cannot be opened, or others could have written it.
+pub fn check_policy(path: &Path) -> Result<(), OpenError> {
+    // O_PATH with O_NOFOLLOW would open a link itself.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    match open_judged(path, Trust::Policy, flags) {
+        Ok(_) => Ok(()),
+        Err(OpenError::Open { path, source }) if source.raw_os_error() == Some(libc::ELOOP) => {
+            Err(OpenError::Link { path })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Judges a script of the allowlist: nobody but the few who may must be able to change what runs.
@@ -286,7 +314,7 @@ fn judge_file(
 ) -> Result<Option<String>, OpenError> {
     let own = facts.uid == 0 || facts.uid == euid;
     let owner_is_fine = match trust {
-        Trust::Public => own,
+        Trust::Public | Trust::Policy => own,
         Trust::State => own || (euid == 0 && directory_owner == Some(facts.uid)),
         Trust::Script => true,
         Trust::Secret => own || euid == 0,
@@ -298,7 +326,8 @@ fn judge_file(
             uid: facts.uid,
         });
     }
-    if mode & 0o002 != 0 || (trust == Trust::Secret && mode & 0o020 != 0) {
+    let closed_to_group = matches!(trust, Trust::Secret | Trust::Policy);
+    if mode & 0o002 != 0 || (closed_to_group && mode & 0o020 != 0) {
         return Err(OpenError::Writable { path, mode });
     }
     if trust == Trust::Secret && mode & 0o007 != 0 {
@@ -317,7 +346,17 @@ fn judge_directory(
     directory: &Path,
     facts: Facts,
     euid: u32,
+    trust: Trust,
 ) -> Result<Option<String>, OpenError> {
+    let foreign = facts.uid != 0 && facts.uid != euid;
+    if trust == Trust::Policy && (foreign || facts.mode & 0o022 != 0) {
+        return Err(OpenError::LooseDirectory {
+            path: path.to_owned(),
+            directory: directory.to_owned(),
+            uid: facts.uid,
+            mode: facts.mode,
+        });
+    }
     // In a sticky directory only the owner of an entry can replace it, and that owner is judged one step further down.
     if facts.mode & 0o002 != 0 && facts.mode & 0o1000 == 0 {
         return Err(OpenError::OpenDirectory {
@@ -325,7 +364,7 @@ fn judge_directory(
             directory: directory.to_owned(),
         });
     }
-    Ok((facts.uid != 0 && facts.uid != euid).then(|| {
+    Ok(foreign.then(|| {
         format!(
             "'{}' can be replaced by uid {}, who owns directory '{}'",
             path.display(),
@@ -371,6 +410,34 @@ mod tests {
         assert!(judge(7, 0o644, 0, 7, Trust::State).is_ok());
         assert!(judge(7, 0o644, 0, 8, Trust::State).is_err());
         assert!(judge(7, 0o644, 0, 7, Trust::Public).is_err());
+    }
+
+    #[test]
+    fn what_root_decides_by_is_writable_for_root_alone() {
+        let dir = |uid, mode| {
+            let facts = Facts { uid, mode };
+            judge_directory(Path::new("/d/f"), Path::new("/d"), facts, 0, Trust::Policy)
+        };
+        assert!(dir(0, 0o755).is_ok() && dir(0, 0o750).is_ok());
+        for (uid, mode) in [(0, 0o775), (0, 0o1777), (7, 0o755), (0, 0o757)] {
+            let loose = matches!(dir(uid, mode), Err(OpenError::LooseDirectory { .. }));
+            assert!(loose, "{uid} {mode:o}");
+        }
+        assert!(judge(0, 0o640, 0, 0, Trust::Policy).is_ok());
+        assert!(judge(0, 0o660, 0, 0, Trust::Policy).is_err());
+        assert!(judge(7, 0o640, 0, 0, Trust::Policy).is_err());
+        // The directory for temporary files is sticky, and that is not enough.
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::fs::write(&file, "").unwrap();
+        symlink(&file, &link).unwrap();
+        assert!(matches!(check_policy(&link), Err(OpenError::Link { .. })));
+        assert!(check_policy(&file).is_err());
+        assert!(
+            check_policy(Path::new("/nonexistent/x"))
+                .unwrap_err()
+                .is_not_found()
+        );
     }
 
     #[test]

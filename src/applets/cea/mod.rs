@@ -9,7 +9,6 @@ mod jobs;
 mod lenient;
 mod listener;
 mod material;
-mod notify;
 mod pairing;
 mod patience;
 mod promote;

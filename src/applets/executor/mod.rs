@@ -1,12 +1,99 @@
 //! `ctrl-exec-exec`: the root executor (spec/executor.md).
+//!
+//! `serve` is one process that listens ([`listener`]) and forks one [`supervisor`] per connection. Neither has a second thread.
 
+mod check;
+mod describe;
+mod digest;
 mod house;
+mod listener;
+mod peer;
+mod policy;
+mod resolve;
+mod socket;
+mod startup;
 mod supervisor;
 
-use crate::applets::{AppError, Context, Exit};
+use crate::applets::{AppError, Context, Exit, VERSION};
+use crate::say;
 
+/// Name in the log, in messages and in `--version`.
+pub(super) const IDENT: &str = "ctrl-exec-exec";
+
+const USAGE: &str = "\
+usage: ctrl-exec-exec serve <socket> <agent.conf> <scripts.conf> <peer-user> [options]
+       ctrl-exec-exec resolve <agent.conf> <scripts.conf> <script-name>
+       ctrl-exec-exec check <agent.conf> <scripts.conf> [--json | --unit | --kernel]
+       ctrl-exec-exec digest <path>
+       ctrl-exec-exec --version | --help
+
+serve runs the allowlisted scripts of the agent under their security profiles, in the foreground.
+  --allow-root-peer         serve root as well as <peer-user>
+  --unprivileged-test[=lax] without root, for tests: refuse every profile that needs rights (lax: ignore 'writable')
+resolve prints what would be decided about a script: one line that begins with OK or DENY.
+check shows how far each profile can be enforced here; digest prints the annotation that pins a script.
+A file that ends in .toml is read as TOML.";
+
+/// The original's status for a command line that it does not understand is 1.
+fn usage() -> AppError {
+    AppError::new(Exit::Failure, USAGE)
+}
+
+/// Entry of the applet; `args` are the words after the program's name.
+///
 /// # Errors
-/// Whatever keeps it from its work.
-pub fn main(_context: &Context, _args: Vec<String>) -> Result<Exit, AppError> {
-    todo!()
+/// Whatever keeps it from its work, with the exit code for it (spec/executor.md 2).
+pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
+    let mut words = args.into_iter();
+    let Some(verb) = words.next() else {
+        return Err(usage());
+    };
+    let rest: Vec<String> = words.collect();
+    let help = |word: &str| matches!(word, "--help" | "-h");
+    if help(&verb) || matches!(rest.as_slice(), [only] if help(only)) {
+        say!("{USAGE}");
+        return Ok(Exit::Success);
+    }
+    match verb.as_str() {
+        "--version" => {
+            say!("{IDENT} {VERSION}");
+            Ok(Exit::Success)
+        }
+        "resolve" => resolve::main(context, rest),
+        "serve" => startup::main(context, rest),
+        "check" => check::main(context, rest),
+        "digest" => digest::main(context, rest),
+        _ => Err(usage()),
+    }
+}
+
+/// The first words are the operands, whatever they look like: a script may be called `--help`. Options follow.
+fn operands<const N: usize>(words: Vec<String>) -> Result<([String; N], Vec<String>), AppError> {
+    let mut words = words;
+    if words.len() < N {
+        return Err(usage());
+    }
+    let options = words.split_off(N);
+    let operands = words.try_into().map_err(|_| usage())?;
+    Ok((operands, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn operands_are_counted_and_options_follow() {
+        let (found, rest) = operands(words("a b --c --d")).unwrap();
+        assert_eq!(
+            (found, rest),
+            (["a", "b", "--c"].map(String::from), words("--d"))
+        );
+        assert_eq!(operands::<3>(words("a b")).unwrap_err(), usage());
+        assert_eq!(usage().exit().code(), 1);
+    }
 }

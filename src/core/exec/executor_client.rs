@@ -9,22 +9,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::{Outcome, TRUNCATED_MARK, frame};
+use super::frame::{self, Kind, MAGIC, MAX_STREAM, MAX_TAGS, MAX_VALUE, Reply, Request};
+use super::{Outcome, TRUNCATED_MARK};
 
-/// Longest stream that an executor may send: its own limit of 16 MiB and its mark (spec/executor.md 3.5, 17 item 5).
-const MAX_FIELD: usize = 16 * 1024 * 1024 + 64;
 /// Longest wait for the socket to take the connection and the request.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What to run. The path is never sent: the executor finds it itself.
-#[derive(Clone, Debug)]
-pub struct ExecutorRequest {
-    pub reqid: String,
-    pub dispatcher: String,
-    pub script: String,
-    pub stdin: Vec<u8>,
-    pub args: Vec<String>,
-}
+/// How much longer an answer may take than the time that the executor was told to give the script: it lets the script end itself first.
+const KILL_GRACE: Duration = Duration::from_secs(15);
 
 /// Why there is no result. The texts are the original's (spec/executor.md 4.5).
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +35,19 @@ pub enum ExecutorError {
 
 /// Has the executor run the script. Failures become an [`Outcome`] with exit -1 and the reason on stderr.
 ///
-/// `run_timeout` bounds the wait for the answer, `max_output` what is kept of each stream.
+/// `run_timeout` bounds the run: an executor of ours is told and ends the script; one of the original is not waited for any longer than
+/// that and a little. `max_output` is what is kept of each stream.
 pub async fn run_by_executor(
     socket: &Path,
-    request: &ExecutorRequest,
+    request: &Request,
     run_timeout: Duration,
     max_output: usize,
 ) -> Outcome {
-    match call(socket, request, run_timeout, max_output).await {
-        Ok(outcome) => outcome,
+    let mut request = request.clone();
+    let asked = request.extras.timeout.unwrap_or(run_timeout);
+    request.extras.timeout = Some(asked.min(run_timeout));
+    match call(socket, &request, run_timeout + KILL_GRACE, max_output).await {
+        Ok(reply) => outcome(reply),
         Err(error) => Outcome {
             exit: -1,
             stderr: error.to_string().into_bytes(),
@@ -61,113 +56,119 @@ pub async fn run_by_executor(
     }
 }
 
-/// One exchange with all that an executor of ours understands; an executor of the original answers it like any other request.
+/// One exchange, with the reply as it came: for the orders about detached runs. Each stream is bounded by the executor's own limit.
 ///
 /// # Errors
 /// No executor listens, it goes away, or it does not answer within `deadline`.
 pub async fn call_raw(
     socket: &Path,
-    request: &frame::Request,
+    request: &Request,
     deadline: Duration,
-) -> Result<frame::Reply, ExecutorError> {
-    let plain = ExecutorRequest {
-        reqid: request.reqid.clone(),
-        dispatcher: request.dispatcher.clone(),
-        script: request.script.clone(),
-        stdin: request.stdin.clone(),
-        args: request.args.iter().cloned().map(super::lossy).collect(),
-    };
-    let outcome = call(socket, &plain, deadline, MAX_FIELD).await?;
-    Ok(frame::Reply {
-        exit: outcome.exit,
-        stdout: outcome.stdout,
-        stderr: outcome.stderr,
-        extras: None,
-    })
+) -> Result<Reply, ExecutorError> {
+    call(socket, request, deadline, MAX_STREAM)
+        .await
+        .map(|cut| cut.reply)
 }
 
-/// The exchange itself.
-///
-/// # Errors
-/// No executor listens, it goes away, or it does not answer within `run_timeout`.
-pub async fn call(
+/// A reply of which we kept less than was sent.
+#[derive(Debug)]
+struct Cut {
+    reply: Reply,
+    cut: bool,
+}
+
+fn outcome(Cut { reply, cut }: Cut) -> Outcome {
+    // An executor of the original says it in the streams only.
+    let marked =
+        || reply.stdout.ends_with(TRUNCATED_MARK) || reply.stderr.ends_with(TRUNCATED_MARK);
+    let truncated = match &reply.extras {
+        Some(extras) => extras.truncated_stdout || extras.truncated_stderr,
+        None => marked(),
+    };
+    let extras = reply.extras.unwrap_or_default();
+    Outcome {
+        exit: reply.exit,
+        truncated: truncated || cut,
+        signal: extras.signal,
+        timed_out: extras.timed_out || extras.kind == Kind::Timeout,
+        stdout: reply.stdout,
+        stderr: reply.stderr,
+        cancelled: extras.kind == Kind::Cancelled,
+        stdin_unsent: None,
+    }
+}
+
+async fn call(
     socket: &Path,
-    request: &ExecutorRequest,
-    run_timeout: Duration,
+    request: &Request,
+    deadline: Duration,
     max_output: usize,
-) -> Result<Outcome, ExecutorError> {
+) -> Result<Cut, ExecutorError> {
     let late = || io::Error::from_raw_os_error(libc::ETIMEDOUT);
+    let too_long = |_| ExecutorError::Write(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    let frame = frame::encode_request(request).map_err(too_long)?;
     let mut stream = timeout(SEND_TIMEOUT, UnixStream::connect(socket))
         .await
         .unwrap_or_else(|_| Err(late()))
         .map_err(ExecutorError::Unreachable)?;
-    let frame = encode(request).map_err(ExecutorError::Write)?;
-    timeout(SEND_TIMEOUT, stream.write_all(&frame))
+    let written = timeout(SEND_TIMEOUT, stream.write_all(&frame))
         .await
-        .unwrap_or_else(|_| Err(late()))
-        .map_err(ExecutorError::Write)?;
-    timeout(run_timeout, read_reply(&mut stream, max_output))
+        .unwrap_or_else(|_| Err(late()));
+    if let Err(error) = written {
+        // An executor with too many runs answers without reading; its word says more than the broken pipe.
+        let answer = timeout(SEND_TIMEOUT, read_reply(&mut stream, max_output)).await;
+        return match answer {
+            Ok(Ok(reply)) => Ok(reply),
+            _ => Err(ExecutorError::Write(error)),
+        };
+    }
+    timeout(deadline, read_reply(&mut stream, max_output))
         .await
-        .unwrap_or(Err(ExecutorError::Silent(run_timeout.as_secs())))
-}
-
-/// `u32 total`, then the fields.
-fn encode(request: &ExecutorRequest) -> io::Result<Vec<u8>> {
-    let mut frame = vec![0; 4];
-    for field in [
-        request.reqid.as_bytes(),
-        request.dispatcher.as_bytes(),
-        request.script.as_bytes(),
-        &request.stdin,
-    ] {
-        put_field(&mut frame, field)?;
-    }
-    frame.extend_from_slice(&length(request.args.len())?);
-    for arg in &request.args {
-        put_field(&mut frame, arg.as_bytes())?;
-    }
-    let total = length(frame.len() - 4)?;
-    frame[..4].copy_from_slice(&total);
-    Ok(frame)
-}
-
-fn put_field(frame: &mut Vec<u8>, field: &[u8]) -> io::Result<()> {
-    frame.extend_from_slice(&length(field.len())?);
-    frame.extend_from_slice(field);
-    Ok(())
-}
-
-fn length(n: usize) -> io::Result<[u8; 4]> {
-    u32::try_from(n)
-        .map(u32::to_be_bytes)
-        .map_err(|_| io::Error::from_raw_os_error(libc::EMSGSIZE))
+        .unwrap_or(Err(ExecutorError::Silent(deadline.as_secs())))
 }
 
 async fn read_reply(
     stream: &mut (impl AsyncRead + Unpin),
     max_output: usize,
-) -> Result<Outcome, ExecutorError> {
+) -> Result<Cut, ExecutorError> {
     let mut exit = [0; 4];
-    let mut got = 0;
-    while got < exit.len() {
-        match stream.read(&mut exit[got..]).await {
-            Ok(n @ 1..) => got += n,
-            _ => return Err(ExecutorError::Closed),
-        }
+    if fill(stream, &mut exit).await < exit.len() {
+        return Err(ExecutorError::Closed);
     }
-    let (stdout, cut_out) = read_field(stream, max_output).await?;
-    let (stderr, cut_err) = read_field(stream, max_output).await?;
-    Ok(Outcome {
-        exit: i32::from_be_bytes(exit),
-        stdout,
-        stderr,
-        truncated: cut_out || cut_err,
-        ..Outcome::default()
+    let (stdout, cut_out) = read_stream(stream, max_output).await?;
+    let (stderr, cut_err) = read_stream(stream, max_output).await?;
+    let extras = match read_trailer(stream).await? {
+        Some(trailer) => {
+            let extras = frame::decode_reply_trailer(&trailer);
+            Some(extras.map_err(|_| ExecutorError::Truncated)?)
+        }
+        None => None,
+    };
+    Ok(Cut {
+        reply: Reply {
+            exit: i32::from_be_bytes(exit),
+            stdout,
+            stderr,
+            extras,
+        },
+        cut: cut_out || cut_err,
     })
 }
 
-/// Reads one field, keeping at most `keep` bytes of it. The memory grows with what arrives, not with what is announced.
-async fn read_field(
+/// Reads until the buffer is full or nothing more comes; says how much of it is full.
+async fn fill(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> usize {
+    let mut got = 0;
+    while got < buffer.len() {
+        match stream.read(&mut buffer[got..]).await {
+            Ok(n @ 1..) => got += n,
+            _ => break,
+        }
+    }
+    got
+}
+
+/// Reads one stream, keeping at most `keep` bytes of it. The memory grows with what arrives, not with what is announced.
+async fn read_stream(
     stream: &mut (impl AsyncRead + Unpin),
     keep: usize,
 ) -> Result<(Vec<u8>, bool), ExecutorError> {
@@ -175,9 +176,9 @@ async fn read_field(
     let announced = stream.read_u32().await.map_err(truncated)?;
     let mut left = usize::try_from(announced)
         .ok()
-        .filter(|&n| n <= MAX_FIELD)
+        .filter(|&n| n <= MAX_STREAM)
         .ok_or(ExecutorError::Truncated)?;
-    let cut_here = left > keep;
+    let cut = left > keep;
     let mut kept = Vec::new();
     let mut chunk = vec![0; left.min(16 * 1024)];
     while left > 0 {
@@ -190,11 +191,53 @@ async fn read_field(
         let room = keep - kept.len();
         kept.extend_from_slice(&chunk[..n.min(room)]);
     }
-    let cut_there = kept.ends_with(TRUNCATED_MARK);
-    if cut_here {
+    if cut {
         kept.extend_from_slice(TRUNCATED_MARK);
     }
-    Ok((kept, cut_here || cut_there))
+    Ok((kept, cut))
+}
+
+/// The bytes of a trailer, exactly: the end of the connection is not waited for. `None`: the executor closed instead, or says something
+/// that is none; the original stops reading here as well.
+async fn read_trailer(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<Option<Vec<u8>>, ExecutorError> {
+    let mut trailer = vec![0; MAGIC.len()];
+    match fill(stream, &mut trailer).await {
+        0 => return Ok(None),
+        n if n < MAGIC.len() => return Err(ExecutorError::Truncated),
+        _ if trailer != MAGIC => return Ok(None),
+        _ => {}
+    }
+    let count = more(stream, &mut trailer, 4, MAX_TAGS).await?;
+    for _ in 0..count {
+        // Tag and flags, then the length of the value.
+        let length = more(stream, &mut trailer, 8, MAX_VALUE).await?;
+        let start = trailer.len();
+        trailer.resize(start + length, 0);
+        if fill(stream, &mut trailer[start..]).await < length {
+            return Err(ExecutorError::Truncated);
+        }
+    }
+    Ok(Some(trailer))
+}
+
+/// Appends `n` bytes, of which the last four are a number of at most `max`; answers that number.
+async fn more(
+    stream: &mut (impl AsyncRead + Unpin),
+    trailer: &mut Vec<u8>,
+    n: usize,
+    max: usize,
+) -> Result<usize, ExecutorError> {
+    let start = trailer.len();
+    trailer.resize(start + n, 0);
+    if fill(stream, &mut trailer[start..]).await < n {
+        return Err(ExecutorError::Truncated);
+    }
+    let number = trailer
+        .last_chunk()
+        .and_then(|word| usize::try_from(u32::from_be_bytes(*word)).ok());
+    number.filter(|&n| n <= max).ok_or(ExecutorError::Truncated)
 }
 
 #[cfg(test)]
@@ -202,13 +245,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn request() -> ExecutorRequest {
-        ExecutorRequest {
+    use super::frame::ReplyExtras;
+
+    fn request() -> Request {
+        Request {
             reqid: "r1".into(),
             dispatcher: "d1".into(),
             script: "echo".into(),
             stdin: b"hi\n".to_vec(),
-            args: vec!["a".into()],
+            args: vec![b"a".to_vec()],
+            ..Request::default()
         }
     }
 
@@ -241,24 +287,19 @@ mod tests {
             Duration::from_secs(5),
             1000,
         ));
-        assert_eq!(server.join().unwrap(), encode(&request()).unwrap()[4..]);
+        let mut sent = request();
+        sent.extras.timeout = Some(Duration::from_secs(5));
+        assert_eq!(frame::decode_request(&server.join().unwrap()), Ok(sent));
         outcome
     }
 
     fn reply(exit: i32, stdout: &[u8], stderr: &[u8]) -> Vec<u8> {
-        let mut bytes = exit.to_be_bytes().to_vec();
-        put_field(&mut bytes, stdout).unwrap();
-        put_field(&mut bytes, stderr).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn the_frame_is_the_one_of_the_specification() {
-        let mut words = Vec::new();
-        words.extend_from_slice(&0x24_u32.to_be_bytes());
-        words.extend_from_slice(b"\0\0\0\x02r1\0\0\0\x02d1\0\0\0\x04echo\0\0\0\x03hi\n\0\0\0\x01");
-        words.extend_from_slice(b"\0\0\0\x01a");
-        assert_eq!(encode(&request()).unwrap(), words);
+        frame::encode_reply(&Reply {
+            exit,
+            stdout: stdout.to_vec(),
+            stderr: stderr.to_vec(),
+            extras: None,
+        })
     }
 
     #[test]
@@ -309,14 +350,62 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("exec.sock");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let outcome = block(run_by_executor(
-            &path,
-            &request(),
-            Duration::from_millis(50),
-            1000,
-        ));
-        assert_eq!(outcome.exit, -1);
-        assert!(outcome.stderr.starts_with(b"executor closed"));
+        let error = block(call_raw(&path, &request(), Duration::from_millis(50))).unwrap_err();
+        assert!(error.to_string().starts_with("executor closed"));
+    }
+
+    #[test]
+    fn the_trailer_tells_what_the_numbers_do_not() {
+        let answer = |extras| Reply {
+            exit: 126,
+            stdout: b"o".to_vec(),
+            stderr: b"e".to_vec(),
+            extras: Some(extras),
+        };
+        let told = answer(ReplyExtras {
+            kind: Kind::Timeout,
+            signal: Some(15),
+            truncated_stderr: true,
+            ..ReplyExtras::default()
+        });
+        let bytes = frame::encode_reply(&told);
+        let outcome = exchange(bytes.clone());
+        assert_eq!((outcome.exit, outcome.signal), (126, Some(15)));
+        assert!(outcome.timed_out && outcome.truncated);
+        let bare = bytes.len() - frame_trailer_length(&told);
+        for cut in bare + 1..bytes.len() {
+            let outcome = exchange(bytes[..cut].to_vec());
+            assert_eq!(outcome.stderr, b"truncated executor response", "cut {cut}");
+        }
+        let plain = exchange(frame::encode_reply(&answer(ReplyExtras::default())));
+        assert!(!plain.timed_out && !plain.truncated && plain.signal.is_none());
+    }
+
+    fn frame_trailer_length(reply: &Reply) -> usize {
+        let bare = Reply {
+            extras: None,
+            ..reply.clone()
+        };
+        frame::encode_reply(reply).len() - frame::encode_reply(&bare).len()
+    }
+
+    #[test]
+    fn an_answer_that_comes_before_the_request_is_read_is_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("exec.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            use std::io::Write as _;
+            let (mut stream, _) = listener.accept().unwrap();
+            stream
+                .write_all(&reply(-1, b"", b"executor: full\n"))
+                .unwrap();
+        });
+        let mut large = request();
+        large.stdin = vec![b'x'; 4 << 20];
+        let outcome = block(run_by_executor(&path, &large, Duration::from_secs(5), 1000));
+        server.join().unwrap();
+        assert_eq!(outcome.stderr, b"executor: full\n");
     }
 
     #[test]
@@ -336,8 +425,8 @@ mod tests {
         #[test]
         fn any_reply_that_fits_comes_back_as_sent(exit: i32, out in proptest::collection::vec(any::<u8>(), 0..500), err in proptest::collection::vec(any::<u8>(), 0..500)) {
             let bytes = reply(exit, &out, &err);
-            let outcome = block(read_reply(&mut bytes.as_slice(), 1000)).unwrap();
-            prop_assert_eq!((outcome.exit, outcome.stdout, outcome.stderr), (exit, out, err));
+            let reply = block(read_reply(&mut bytes.as_slice(), 1000)).unwrap().reply;
+            prop_assert_eq!((reply.exit, reply.stdout, reply.stderr), (exit, out, err));
         }
 
         #[test]

@@ -1,6 +1,7 @@
 //! Descriptors that whoever started us left open.
 
 use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd};
 
 /// Marks every descriptor from 3 upwards close-on-exec, so that none of them reaches a script (spec/agent.md 11.2).
 ///
@@ -30,6 +31,61 @@ pub fn close_on_exec() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Closes every descriptor from `first` upwards: a daemon that opens nothing before (spec/executor.md 15.2).
+///
+/// # Errors
+/// The kernel knows neither way of doing it: no `close_range` and no `/proc`.
+pub fn close_from(first: i32) -> io::Result<()> {
+    let from = libc::c_uint::try_from(first).map_err(io::Error::other)?;
+    // SAFETY: closes descriptors that nothing in this process owns yet; the caller has just been started.
+    #[allow(unsafe_code)]
+    let done = unsafe { libc::syscall(libc::SYS_close_range, from, u32::MAX, 0) };
+    if done == 0 {
+        return Ok(());
+    }
+    // The list first: reading the directory needs a descriptor itself.
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|n| n.parse().ok());
+        open.extend(number.filter(|&fd: &i32| fd >= first));
+    }
+    for fd in open {
+        // SAFETY: as above; the one that read the directory is closed already and the call fails, which is as good.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::close(fd);
+        }
+    }
+    Ok(())
+}
+
+/// The first descriptor that a service manager passes (`LISTEN_FDS`), from now on ours and closed by exec.
+///
+/// # Errors
+/// It is not open.
+pub fn passed() -> io::Result<OwnedFd> {
+    const FIRST: i32 = 3;
+    // SAFETY: asks for the flags of a number; one that is not open makes the call fail.
+    #[allow(unsafe_code)]
+    if unsafe { libc::fcntl(FIRST, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and by the convention of LISTEN_FDS it is ours to own; the caller asks once.
+    #[allow(unsafe_code)]
+    let fd = unsafe { OwnedFd::from_raw_fd(FIRST) };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
+}
+
+/// Empties the environment, for us and for what we start. Whoever needs a variable has read it before.
+pub fn clear_environment() {
+    // SAFETY: called at the start of a process with one thread, before anything keeps a pointer into the environment.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::clearenv();
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,18 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
+pub mod creds;
 pub mod inherited;
+pub mod landlock;
+pub mod mounts;
+pub mod loopback;
+pub mod process;
+pub mod signals;
+pub mod fork;
+pub mod peer;
+pub mod probe;
+pub mod seccomp;
 pub mod users;
+pub mod wait;
 
 pub mod resolver;
 

@@ -14,7 +14,8 @@ use crate::applets::cea::lenient::{self, BadRun, RunRequest};
 use crate::applets::cea::reply;
 use crate::applets::cea::state::Agent;
 use crate::core::authhook::{self, Decision, HookAction, HookContext};
-use crate::core::exec::executor_client::{ExecutorRequest, run_by_executor};
+use crate::core::exec::executor_client::run_by_executor;
+use crate::core::exec::frame::{Request, RequestExtras};
 use crate::core::exec::runner::{RunSpec, run_script, script_environment};
 use crate::core::exec::{Outcome, lossy};
 use crate::core::jobs::Key;
@@ -228,12 +229,17 @@ async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathB
     let context_json = context_of(&caller, &request).into_bytes();
     let outcome = match &config.executor_socket {
         Some(socket) => {
-            let order = ExecutorRequest {
+            let order = Request {
                 reqid: request.reqid.clone(),
                 dispatcher: caller.dispatcher.to_string(),
                 script: request.script.clone(),
                 stdin: context_json,
-                args: request.args.clone(),
+                args: request.args.iter().map(|a| a.as_bytes().to_vec()).collect(),
+                extras: RequestExtras {
+                    username: Some(request.username.clone()),
+                    peer_ip: Some(caller.peer.address.to_string()),
+                    ..RequestExtras::default()
+                },
             };
             run_by_executor(socket, &order, config.run_timeout, config.max_output).await
         }

@@ -5,7 +5,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Sends one state line (`READY=1`) to the socket that `NOTIFY_SOCKET` names; a name that begins with `@` is abstract.
 /// Nobody listening is not an error: the service runs all the same.
-pub(super) fn tell(socket: Option<&str>, state: &str) {
+pub(crate) fn tell(socket: Option<&str>, state: &str) {
     let Some(name) = socket.filter(|name| !name.is_empty()) else {
         return;
     };

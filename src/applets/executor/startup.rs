@@ -1,0 +1,289 @@
+//! `serve`: everything before the first connection, in the order of spec/executor.md 2.4. Each failure is one sentence.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+use super::house::{House, Policy, Unprivileged};
+use super::listener::{Listener, Parts, SIGNALS};
+use super::policy::Source;
+use super::{IDENT, describe, operands, socket, usage};
+use crate::applets::{AppError, Context, Exit, notify};
+use crate::complain;
+use crate::core::logging::{self, Action};
+use crate::core::sandbox::ProtectedPaths;
+use crate::core::sandbox::cgroup::Hierarchy;
+use crate::core::sandbox::features::Features;
+use crate::core::sys;
+
+/// Set (to anything) by the tests of the original.
+const ALLOW_UNPRIVILEGED: &str = "CTRL_EXEC_EXEC_ALLOW_UNPRIV";
+
+/// The words after the operands.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+struct Options {
+    unprivileged: Option<Unprivileged>,
+    allow_root_peer: bool,
+}
+
+impl Options {
+    fn parse(words: &[String]) -> Result<Self, AppError> {
+        let mut options = Self::default();
+        for word in words {
+            match word.as_str() {
+                "--unprivileged-test" => options.unprivileged = Some(Unprivileged::Careful),
+                "--unprivileged-test=lax" => options.unprivileged = Some(Unprivileged::Lax),
+                "--allow-root-peer" => options.allow_root_peer = true,
+                _ => return Err(usage()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// # Errors
+/// 1 for wrong words and for what the system refuses, 78 for what a restart would not mend.
+pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
+    let ([socket_path, config, allowlist, peer_user], options) = operands(args)?;
+    let options = Options::parse(&options)?;
+    // Before we leave the directory that they are relative to.
+    let absolute = |path: String| {
+        std::path::absolute(&path)
+            .map_err(|e| AppError::failed(format!("{IDENT}: cannot use path '{path}': {e}")))
+    };
+    let (socket_path, config, allowlist) = (
+        absolute(socket_path)?,
+        absolute(config)?,
+        absolute(allowlist)?,
+    );
+
+    let passed = socket::is_passed(context);
+    sanitise(passed).map_err(|e| AppError::failed(format!("{IDENT}: cannot prepare: {e}")))?;
+    logging::init(IDENT, context.log_sink());
+    let by_environment = context.env.contains_key(ALLOW_UNPRIVILEGED);
+    let unprivileged = rights(
+        rustix::process::geteuid().is_root(),
+        options,
+        by_environment,
+    )?;
+
+    let mut source = Source::new(context.paths.clone(), config, allowlist);
+    let cannot_read = |text| AppError::config(format!("{text}\n{IDENT}: cannot start"));
+    let (policy, told) = source.load().map_err(cannot_read)?;
+    for warning in told.warnings {
+        complain!("{warning}");
+    }
+    let Some((uid, gid)) = sys::users::find_user(&peer_user) else {
+        let text = format!("{IDENT}: unknown peer user '{}'", peer_user.escape_debug());
+        return Err(AppError::config(text));
+    };
+
+    let failed = |text: String| AppError::failed(format!("{IDENT}: {text}"));
+    let features = match unprivileged {
+        None => Features::probe(),
+        Some(_) => Features::unprivileged(),
+    };
+    if let (None, Err(why)) = (unprivileged, &features.mount_namespace) {
+        let text = format!("scripts cannot be confined here: no mount namespace ({why})");
+        return Err(failed(text));
+    }
+    let hierarchy = match unprivileged {
+        None => Hierarchy::set_up(&policy.config.executor),
+        Some(_) => Err("not used in the unprivileged test mode".to_owned()),
+    };
+    let directory = socket_path.parent().unwrap_or(Path::new("/"));
+    let jobs = make_jobs(directory).map_err(failed)?;
+    let house = House {
+        protected: protected(&source, &policy, &socket_path),
+        policy,
+        features,
+        hierarchy,
+        unprivileged,
+        jobs,
+    };
+    // From here on a signal waits until somebody listens to it.
+    let signals = sys::wait::take_over_signals(&SIGNALS)
+        .map_err(|e| failed(format!("cannot take over signals: {e}")))?;
+    let bound = match passed {
+        true => socket::passed(),
+        false => socket::bind(&socket_path, uid, gid),
+    };
+    let bound = bound.map_err(failed)?;
+
+    Action::new("exec-start")
+        .field("FEATURES", describe::feature_names(&house))
+        .field("PEER_USER", &peer_user)
+        .field("POLICY", &house.policy.hash)
+        .field("SOCKET", socket_path.display())
+        .info();
+    describe::log_degraded(&house);
+    let manager = context.var("NOTIFY_SOCKET");
+    notify::tell(manager, "READY=1");
+    Listener::new(Parts {
+        socket: bound.fd,
+        place: bound.place,
+        signals,
+        socket_path,
+        peer_uid: uid,
+        allow_root: options.allow_root_peer,
+        source,
+        house,
+    })
+    .run();
+    notify::tell(manager, "STOPPING=1");
+    Ok(Exit::Success)
+}
+
+/// Whether we work without root, for tests.
+fn rights(
+    is_root: bool,
+    options: Options,
+    by_environment: bool,
+) -> Result<Option<Unprivileged>, AppError> {
+    match (is_root, options.unprivileged) {
+        (true, None) => Ok(None),
+        // It would run every script with all the rights that we have.
+        (true, Some(_)) => Err(AppError::failed(format!(
+            "{IDENT}: --unprivileged-test is not for root"
+        ))),
+        (false, Some(mode)) => Ok(Some(mode)),
+        (false, None) if by_environment => Ok(Some(Unprivileged::Careful)),
+        (false, None) => Err(AppError::failed(format!("{IDENT}: serve must run as root"))),
+    }
+}
+
+/// Nothing of whoever started us reaches a script, or us (spec/executor.md 15.2).
+fn sanitise(socket_passed: bool) -> io::Result<()> {
+    sys::inherited::close_from(if socket_passed { 4 } else { 3 })?;
+    sys::inherited::clear_environment();
+    rustix::process::umask(Mode::from_raw_mode(0o077));
+    std::env::set_current_dir("/")?;
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    rustix::process::setrlimit(Resource::Core, none)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// Where detached runs keep their results: for us alone.
+fn make_jobs(beside: &Path) -> Result<PathBuf, String> {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+    let jobs = beside.join("jobs");
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&jobs);
+    if let Err(error) = made
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(format!("cannot make '{}': {error}", jobs.display()));
+    }
+    let meta = std::fs::symlink_metadata(&jobs)
+        .map_err(|e| format!("cannot use '{}': {e}", jobs.display()))?;
+    let ours = rustix::process::geteuid().as_raw();
+    if !meta.is_dir() || meta.uid() != ours || meta.mode() & 0o077 != 0 {
+        return Err(format!(
+            "'{}' is not a directory of ours that is closed to others: move it away",
+            jobs.display()
+        ));
+    }
+    Ok(jobs)
+}
+
+/// What scripts must not see or change, from the paths that are really in use (spec/executor.md 15.4).
+pub(super) fn protected(source: &Source, policy: &Policy, socket: &Path) -> ProtectedPaths {
+    let config = &policy.config;
+    let mut paths = ProtectedPaths::default();
+    let runtime = socket.parent().unwrap_or(Path::new("/"));
+    // The directory holds nothing else in an installation; where it does (tests), only what is secret in it is hidden.
+    let needed = |dir: &Path| {
+        let scripts = policy.allowlist.scripts.values();
+        scripts
+            .into_iter()
+            .any(|s| s.path.as_path().starts_with(dir))
+            || config
+                .script_dirs
+                .iter()
+                .any(|d| d.as_path().starts_with(dir))
+    };
+    if needed(runtime) {
+        paths.hide.push(runtime.join("jobs"));
+        paths.hide.push(socket.to_owned());
+    } else {
+        paths.hide.push(runtime.to_owned());
+    }
+    paths.hide.push(config.key.clone());
+    paths.hide.push(config.async_runs_dir.clone());
+    paths.hide.extend(
+        source
+            .foreign_secrets()
+            .into_iter()
+            .filter(|dir| !needed(dir)),
+    );
+
+    paths.read_only.extend(source.directories());
+    for file in [source.config(), source.allowlist()] {
+        paths.read_only.extend(file.parent().map(Path::to_owned));
+    }
+    paths.read_only.extend([
+        config.trusted_dispatchers_path.clone(),
+        config.revoked_serials.clone(),
+        config.cert_staging_path.clone(),
+    ]);
+    paths
+        .read_only
+        .extend(config.auth_hook.as_ref().map(|hook| hook.path.clone()));
+    paths.read_only.extend(std::env::current_exe().ok());
+    let dirs = config.script_dirs.iter();
+    paths.read_only.extend(dirs.map(|d| d.as_path().to_owned()));
+    for list in [&mut paths.hide, &mut paths.read_only] {
+        list.sort();
+        list.dedup();
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_follow_the_operands() {
+        let parse = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+            Options::parse(&words)
+        };
+        assert_eq!(parse(&[]), Ok(Options::default()));
+        let all = parse(&["--unprivileged-test=lax", "--allow-root-peer"]).unwrap();
+        assert_eq!(all.unprivileged, Some(Unprivileged::Lax));
+        assert!(all.allow_root_peer);
+        assert_eq!(
+            parse(&["--unprivileged-test=no"])
+                .unwrap_err()
+                .exit()
+                .code(),
+            1
+        );
+        assert!(parse(&["more"]).is_err());
+    }
+
+    #[test]
+    fn who_is_not_root_needs_a_word_for_it() {
+        let none = Options::default();
+        let test = Options {
+            unprivileged: Some(Unprivileged::Lax),
+            ..none
+        };
+        assert_eq!(rights(true, none, true), Ok(None));
+        assert_eq!(rights(false, test, false), Ok(Some(Unprivileged::Lax)));
+        assert_eq!(rights(false, none, true), Ok(Some(Unprivileged::Careful)));
+        let refused = rights(false, none, false).unwrap_err();
+        assert_eq!(
+            refused.message(),
+            Some("ctrl-exec-exec: serve must run as root")
+        );
+        assert_eq!(refused.exit().code(), 1);
+        assert!(rights(true, test, false).is_err());
+    }
+}

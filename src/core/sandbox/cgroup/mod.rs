@@ -1,0 +1,247 @@
+//! One cgroup v2 leaf per run (spec/executor.md 15.7, 15.8).
+//!
+//! ```text
+//! <base>/               our own group, or `cgroup_parent`; in the root group `/ctrl-exec`
+//!   supervisor/         ourselves: a group with controllers for its children must hold no processes
+//!   runs/run-<pid>/     one run; <pid> is its supervisor
+//! ```
+
+mod leaf;
+mod place;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Level, NotPrepared, Protection, Protections};
+use crate::core::config::{Baseline, ExecutorConfig, ProfileConfig, Want};
+
+pub use leaf::{Leaf, Usage};
+
+/// What limits and accounts need.
+const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
+
+/// The group below which runs get theirs.
+#[derive(Debug)]
+pub struct Hierarchy {
+    runs: PathBuf,
+    /// Controllers that the groups of runs have.
+    controllers: BTreeSet<String>,
+}
+
+impl Hierarchy {
+    /// Finds or makes our groups, moves ourselves out of the way, and switches controllers on.
+    ///
+    /// # Errors
+    /// Why there is no usable cgroup v2.
+    pub fn set_up(config: &ExecutorConfig) -> Result<Self, String> {
+        let base = match &config.cgroup_parent {
+            Some(parent) => place::given(parent)?,
+            None => place::own()?,
+        };
+        Self::below(&base)
+    }
+
+    fn below(base: &Path) -> Result<Self, String> {
+        let runs = base.join("runs");
+        make(&runs).map_err(|e| cannot("make", &runs, &e))?;
+        for group in [base, runs.as_path()] {
+            switch_on(group);
+        }
+        let hierarchy = Self {
+            controllers: words(&runs.join("cgroup.subtree_control")),
+            runs,
+        };
+        hierarchy.sweep();
+        Ok(hierarchy)
+    }
+
+    /// Controllers that limits can be set with.
+    pub fn controllers(&self) -> impl Iterator<Item = &str> {
+        self.controllers.iter().map(String::as_str)
+    }
+
+    /// The directory that holds the groups of all runs.
+    pub fn runs(&self) -> &Path {
+        &self.runs
+    }
+
+    /// The name of a run's group, from the process id of its supervisor.
+    pub fn name_of(supervisor: u32) -> String {
+        format!("run-{supervisor}")
+    }
+
+    /// Makes the group of one run and writes the limits of its profile.
+    ///
+    /// A group of that name with processes that an earlier run was allowed to leave behind stays theirs; the new one gets a number.
+    ///
+    /// # Errors
+    /// The profile requires its group, and the group cannot be made or a limit not be set.
+    pub fn leaf(
+        &self,
+        name: &str,
+        profile: &ProfileConfig,
+        report: &mut Protections,
+    ) -> Result<Option<Leaf>, NotPrepared> {
+        if profile.cgroup == Want::Off {
+            report.set(Protection::Cgroup, Level::Off);
+            return Ok(None);
+        }
+        let leaf = match self.make_leaf(name) {
+            Ok(leaf) => leaf,
+            Err(e) => {
+                let why = cannot("make", &self.runs.join(name), &e);
+                return unavailable(&why, profile, report).map(|()| None);
+            }
+        };
+        let unset = leaf.limit(profile);
+        if unset.is_empty() {
+            report.set(Protection::Cgroup, Level::Enforced);
+            return Ok(Some(leaf));
+        }
+        let why = format!("cannot set {}", unset.join(", "));
+        match unavailable(&why, profile, report) {
+            Ok(()) => Ok(Some(leaf)),
+            Err(refused) => {
+                leaf.remove();
+                Err(refused)
+            }
+        }
+    }
+
+    fn make_leaf(&self, name: &str) -> io::Result<Leaf> {
+        for number in 0..100 {
+            let dir = self.runs.join(numbered(name, number));
+            match std::fs::create_dir(&dir) {
+                Ok(()) => return Leaf::open(dir),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    // Empty: a supervisor with the same number once ended without clearing up.
+                    if std::fs::remove_dir(&dir).is_ok() && std::fs::create_dir(&dir).is_ok() {
+                        return Leaf::open(dir);
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Kills what the run of a supervisor that died has left, and removes its group. For the listener, which knows the number only.
+    /// Returns how many processes there were.
+    pub fn kill_run(&self, supervisor: u32) -> usize {
+        let name = Self::name_of(supervisor);
+        let newest = (0..100)
+            .map(|number| self.runs.join(numbered(&name, number)))
+            .take_while(|dir| dir.is_dir())
+            .last();
+        let Some(leaf) = newest.and_then(|dir| Leaf::open(dir).ok()) else {
+            return 0;
+        };
+        let killed = leaf.kill();
+        leaf.remove();
+        killed
+    }
+
+    /// Removes groups without processes whose supervisor has gone.
+    pub fn sweep(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.runs) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let supervisor = name
+                .to_str()
+                .and_then(|n| n.strip_prefix("run-"))
+                .and_then(|n| n.split('.').next())
+                .and_then(|n| n.parse::<u32>().ok());
+            // A living supervisor may be about to fill its group.
+            if supervisor.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+                // The kernel refuses to remove one with processes in it.
+                let _ = std::fs::remove_dir(entry.path());
+            }
+        }
+    }
+}
+
+/// What a profile comes to when there is no group (or not a complete one) for its runs.
+///
+/// # Errors
+/// The profile requires it.
+pub fn unavailable(
+    why: &str,
+    profile: &ProfileConfig,
+    report: &mut Protections,
+) -> Result<(), NotPrepared> {
+    match profile.cgroup {
+        Want::Off => report.set(Protection::Cgroup, Level::Off),
+        Want::Try => report.set(Protection::Cgroup, Level::Degraded(why.to_owned())),
+        Want::Require => {
+            let text = format!(
+                "the profile requires a cgroup: {why} (enable the controllers, or set 'cgroup = try')"
+            );
+            return Err(NotPrepared::new("feature-missing", text));
+        }
+    }
+    Ok(())
+}
+
+/// The files and values of a profile, in the order in which they are written. The second list is only tried.
+fn limits_of(
+    profile: &ProfileConfig,
+) -> (
+    Vec<(&'static str, String)>,
+    Vec<(&'static str, &'static str)>,
+) {
+    let mut tried = Vec::new();
+    if profile.baseline == Baseline::Strict {
+        // Without this `memory.max` only means that the rest goes to the disk; and half a dead tree is of no use.
+        if profile.cgroup_limits.contains_key("memory.max") {
+            tried.push(("memory.swap.max", "0"));
+        }
+        tried.push(("memory.oom.group", "1"));
+    }
+    let limits = profile
+        .cgroup_limits
+        .iter()
+        .map(|(file, value)| (*file, value.clone()))
+        .collect();
+    (limits, tried)
+}
+
+fn numbered(name: &str, number: usize) -> String {
+    if number == 0 {
+        name.to_owned()
+    } else {
+        format!("{name}.{number}")
+    }
+}
+
+fn make(dir: &Path) -> io::Result<()> {
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// One by one: the kernel takes all words of a line or none.
+fn switch_on(group: &Path) {
+    let available = words(&group.join("cgroup.controllers"));
+    for controller in CONTROLLERS.iter().filter(|c| available.contains(**c)) {
+        let _ = std::fs::write(
+            group.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
+    }
+}
+
+fn words(file: &Path) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn cannot(what: &str, path: &Path, error: &io::Error) -> String {
+    format!("cannot {what} '{}': {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! What a process that watches others needs: signals as a descriptor, and the end of a child with what it used.
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal};
+
+/// A child that has ended and was taken off the process table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Reaped {
+    pub pid: Pid,
+    /// The raw status of `wait(2)`.
+    pub status: i32,
+    /// User and system time of it and of all that it waited for.
+    pub cpu: Duration,
+    /// Largest resident size of any of them, bytes.
+    pub memory_peak: u64,
+}
+
+/// Gives every signal its default action, ignores SIGPIPE, and blocks exactly `signals`, which are then read from the descriptor
+/// (close-on-exec, non-blocking). For a process with one thread: masks belong to threads.
+///
+/// # Errors
+/// No descriptor could be made.
+pub fn take_over_signals(signals: &[Signal]) -> io::Result<OwnedFd> {
+    // SAFETY: an all-zero sigset_t is a valid value to hand to sigemptyset, which then initialises it.
+    #[allow(unsafe_code)]
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a live sigset_t of our own; signal numbers come from `Signal` and are valid.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            libc::sigaddset(&mut set, signal.as_raw());
+        }
+    }
+    // SAFETY: `set` is initialised; the descriptor is new and owned by nobody else.
+    #[allow(unsafe_code)]
+    let fd = unsafe {
+        // Blocked before the actions change: nothing that arrives now is lost or ends us.
+        if libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    for number in 1..=31 {
+        let action = if number == libc::SIGPIPE {
+            libc::SIG_IGN
+        } else {
+            libc::SIG_DFL
+        };
+        // SAFETY: sets one of the two predefined actions; KILL and STOP cannot be set and answer an error that says just that.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::signal(number, action);
+        }
+    }
+    Ok(fd)
+}
+
+/// The next signal that waits in a descriptor of [`take_over_signals`].
+pub fn next_signal(fd: impl AsFd) -> Option<Signal> {
+    // signalfd_siginfo is 128 bytes and begins with the number of the signal.
+    let mut record = [0_u8; 128];
+    match rustix::io::read(fd, &mut record) {
+        Ok(128) => {
+            let number = i32::from_ne_bytes([record[0], record[1], record[2], record[3]]);
+            Signal::from_named_raw(number)
+        }
+        _ => None,
+    }
+}
+
+/// Takes a child that has ended off the process table, without waiting. `None`: it has not ended.
+///
+/// # Errors
+/// It is no child of ours (any more).
+pub fn reap(pid: Pid) -> io::Result<Option<Reaped>> {
+    let mut status = 0;
+    // SAFETY: an all-zero rusage is a valid value of that plain struct.
+    #[allow(unsafe_code)]
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of the right types.
+    #[allow(unsafe_code)]
+    let done = unsafe {
+        libc::wait4(
+            pid.as_raw_nonzero().get(),
+            &mut status,
+            libc::WNOHANG,
+            &mut usage,
+        )
+    };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((done != 0).then(|| Reaped {
+        pid,
+        status,
+        cpu: duration(usage.ru_utime) + duration(usage.ru_stime),
+        memory_peak: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+    }))
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
+        + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_reaped_with_its_status_and_what_it_used() {
+        let child = std::process::Command::new("/bin/sh")
+            .args([
+                "-c",
+                "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exit 7",
+            ])
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let reaped = loop {
+            if let Some(reaped) = reap(pid).unwrap() {
+                break reaped;
+            }
+            assert!(std::time::Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert_eq!(libc::WEXITSTATUS(reaped.status), 7);
+        assert!(reaped.cpu > Duration::ZERO);
+        assert!(reaped.memory_peak > 100_000);
+        assert!(reap(pid).is_err());
+    }
+}
