@@ -167,6 +167,11 @@ impl Stage {
     }
 }
 
+fn is_gone(pid: i32) -> Option<()> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    (stat.is_empty() || stat.contains(") Z ")).then_some(())
+}
+
 fn unknown(reqid: &str) -> (u16, Value) {
     (404, json!({"status": "unknown", "reqid": reqid}))
 }
@@ -331,10 +336,7 @@ fn refusals_are_those_of_a_run_and_leave_nothing_behind() {
     let (status, body) = stage.submit("slow", "r1");
     assert_eq!((status, &body["exit"]), (200, &json!(-1)));
     let error = body["error"].as_str().unwrap();
-    assert!(
-        error.starts_with("could not start async job: "),
-        "{error}"
-    );
+    assert!(error.starts_with("could not start async job: "), "{error}");
     stage
         .host()
         .wait_for_log(&["ACTION=async-store-fail", "REQID=r1"]);
@@ -357,7 +359,9 @@ fn a_run_belongs_to_the_dispatcher_that_began_it() {
     let moved = format!("{RUNS}/second/r1.json");
     stage.host().write(&moved, done.to_string(), 0o640);
     assert_eq!(stage.result_as(&stage.second, "r1"), unknown("r1"));
-    let deny = stage.host().wait_for_log(&["ACTION=result-deny", "REASON=not-owner"]);
+    let deny = stage
+        .host()
+        .wait_for_log(&["ACTION=result-deny", "REASON=not-owner"]);
     assert_eq!(deny.priority, WARNING);
     // Whom nobody trusts learns nothing and ends nothing.
     let stranger = &stage.fleet.agent_leaves[0];
@@ -385,7 +389,19 @@ fn a_run_survives_the_restart_of_its_agent() {
 
 #[test]
 fn a_run_whose_supervisor_is_killed_is_lost_and_says_so() {
-    let mut stage = Stage::new(&[]);
+    let mut stage = Stage::new(&[("self", "echo $$; exec sleep 300")]);
+    // The script ends with whoever answers for it, so that the next one does not run beside it.
+    stage.accepted("self", "r0");
+    let script = wait_until("partial output", PATIENCE, || {
+        stage.result("r0")["stdout"]
+            .as_str()?
+            .trim()
+            .parse::<i32>()
+            .ok()
+    });
+    rustix::process::kill_process(stage.supervisor("r0"), Signal::KILL).unwrap();
+    wait_until("the script is gone", PATIENCE, || is_gone(script));
+    assert_eq!(stage.done("r0")["lost"], true);
     stage.accepted("slow", "r1");
     wait_until("partial output", PATIENCE, || {
         (stage.result("r1")["stdout"] == "begun\n").then_some(())
@@ -445,11 +461,7 @@ fn a_run_is_ended_on_request_with_everything_that_it_started() {
         (&json!(126), &json!(true))
     );
     assert!(done["stderr"].as_str().unwrap().ends_with("cancelled\n"));
-    let gone = || {
-        let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        (stat.is_empty() || stat.contains(") Z ")).then_some(())
-    };
-    wait_until("the background child is gone", PATIENCE, gone);
+    wait_until("the background child is gone", PATIENCE, || is_gone(child));
     assert_eq!(
         stage.cancel(ctl, "r1"),
         (
@@ -554,9 +566,11 @@ fn a_record_of_the_original_is_shown_as_it_is() {
     let stage = Stage::new(&[]);
     let done = json!({"reqid": "0011aabb", "script": "slow", "owner": "ctl", "status": "done", "started": "2026-01-02T03:04:05Z",
         "finished": "2026-01-02T03:05:05Z", "exit": 0, "stdout": "x\n", "stderr": "", "more": [1]});
-    stage
-        .host()
-        .write(&format!("{RUNS}/ctl/0011aabb.json"), done.to_string(), 0o640);
+    stage.host().write(
+        &format!("{RUNS}/ctl/0011aabb.json"),
+        done.to_string(),
+        0o640,
+    );
     assert_eq!(stage.result("0011aabb"), done);
     // One that was running when the host went down.
     let running = json!({"reqid": "cc", "script": "slow", "owner": "ctl", "status": "running", "started": "2026-01-02T03:04:05Z"});
