@@ -55,7 +55,9 @@ fn resolve_in(profile: &ProfileConfig, database: &Database) -> Result<Identity, 
             (0, database.by_uid(0), own_group.unwrap_or(0))
         }
         None => {
-            return Err(refused("the profile has no run_as; name the user to run as"));
+            return Err(refused(
+                "the profile has no run_as; name the user to run as",
+            ));
         }
     };
     let groups = match &profile.groups {
@@ -206,7 +208,10 @@ mod tests {
             ("-1", "unknown run_as '-1'"),
             ("4294967295", "run_as '4294967295' out of range"),
             ("4294967296", "run_as '4294967296' out of range"),
-            ("99999999999999999999", "run_as '99999999999999999999' out of range"),
+            (
+                "99999999999999999999",
+                "run_as '99999999999999999999' out of range",
+            ),
         ] {
             let refusal = resolved(&profile(Baseline::Compat, Some(text))).unwrap_err();
             assert_eq!(refusal, says);

@@ -19,7 +19,11 @@ pub fn user_ids() -> Result<[u32; 3], Errno> {
     let [real, effective, saved] = &mut ids;
     // SAFETY: three places for a uid each.
     let done = unsafe { libc::getresuid(real, effective, saved) };
-    if done == 0 { Ok(ids) } else { Err(last_errno()) }
+    if done == 0 {
+        Ok(ids)
+    } else {
+        Err(last_errno())
+    }
 }
 
 /// Real, effective and saved gid.
@@ -31,7 +35,11 @@ pub fn group_ids() -> Result<[u32; 3], Errno> {
     let [real, effective, saved] = &mut ids;
     // SAFETY: three places for a gid each.
     let done = unsafe { libc::getresgid(real, effective, saved) };
-    if done == 0 { Ok(ids) } else { Err(last_errno()) }
+    if done == 0 {
+        Ok(ids)
+    } else {
+        Err(last_errno())
+    }
 }
 
 /// Drops every capability but `kept` from the bounding set, those included that are newer than we are, and reads the result back.

@@ -1,16 +1,16 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
 pub mod creds;
+pub mod fork;
 pub mod inherited;
 pub mod landlock;
-pub mod mounts;
 pub mod loopback;
-pub mod process;
-pub mod signals;
-pub mod fork;
+pub mod mounts;
 pub mod peer;
 pub mod probe;
+pub mod process;
 pub mod seccomp;
+pub mod signals;
 pub mod users;
 pub mod wait;
 

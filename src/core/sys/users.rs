@@ -168,7 +168,16 @@ mod tests {
     fn numbers_are_digits_and_never_the_one_that_changes_nothing() {
         assert_eq!(number("0"), Some(0));
         assert_eq!(number("4294967294"), Some(4_294_967_294));
-        for bad in ["4294967295", "4294967296", "-1", "+1", "", " 1", "1 ", "0x1"] {
+        for bad in [
+            "4294967295",
+            "4294967296",
+            "-1",
+            "+1",
+            "",
+            " 1",
+            "1 ",
+            "0x1",
+        ] {
             assert_eq!(number(bad), None, "{bad:?}");
         }
     }

@@ -135,8 +135,7 @@ impl Live {
     fn wait(&mut self) -> rustix::process::WaitStatus {
         let begun = Instant::now();
         loop {
-            if let Some((_, status)) =
-                waitpid(Some(self.started.pid), WaitOptions::NOHANG).unwrap()
+            if let Some((_, status)) = waitpid(Some(self.started.pid), WaitOptions::NOHANG).unwrap()
             {
                 self.reaped = true;
                 return status;

@@ -103,10 +103,7 @@ pub(super) struct Rights {
 
 /// # Errors
 /// Something that the profile requires cannot be had, or cannot be made.
-pub fn prepare(
-    mut order: RunOrder<'_>,
-    report: &mut Protections,
-) -> Result<Prepared, NotPrepared> {
+pub fn prepare(mut order: RunOrder<'_>, report: &mut Protections) -> Result<Prepared, NotPrepared> {
     let copy = order.checked.copy.take();
     let confinement = confinement(&order, copy, report)?;
     assemble(order, confinement, report)
@@ -224,7 +221,9 @@ fn assemble(
 }
 
 fn private_processes(profile: &ProfileConfig, features: &Features) -> bool {
-    profile.processes.value == Scope::Private && features.privileged && features.pid_namespace.is_ok()
+    profile.processes.value == Scope::Private
+        && features.privileged
+        && features.pid_namespace.is_ok()
 }
 
 /// The namespaces to be born in, and whether there is a PID namespace, which needs an init.
@@ -329,7 +328,13 @@ fn labels(
     };
     let apparmor = absent(features.apparmor);
     let name = profile.apparmor.as_deref();
-    if level(Protection::AppArmor, name.is_some(), true, &apparmor, report)? {
+    if level(
+        Protection::AppArmor,
+        name.is_some(),
+        true,
+        &apparmor,
+        report,
+    )? {
         let text = format!("exec {}", name.unwrap_or_default());
         // Before 5.1 there was one file for whichever module came first.
         let file = if Path::new("/proc/self/attr/apparmor/exec").exists() {
@@ -341,7 +346,13 @@ fn labels(
     }
     let selinux = absent(features.selinux);
     let context = profile.selinux.as_deref();
-    if level(Protection::SeLinux, context.is_some(), true, &selinux, report)? {
+    if level(
+        Protection::SeLinux,
+        context.is_some(),
+        true,
+        &selinux,
+        report,
+    )? {
         labels.push((
             c"/proc/self/attr/exec".to_owned(),
             context.unwrap_or_default().as_bytes().to_vec(),
@@ -350,10 +361,7 @@ fn labels(
     Ok(labels)
 }
 
-fn rights(
-    order: &RunOrder<'_>,
-    report: &mut Protections,
-) -> Result<Option<Rights>, NotPrepared> {
+fn rights(order: &RunOrder<'_>, report: &mut Protections) -> Result<Option<Rights>, NotPrepared> {
     let (profile, features) = (order.profile, order.features);
     if !features.privileged {
         if !profile.caps.is_empty() {
@@ -388,7 +396,11 @@ fn rights(
     report.set(Protection::Capabilities, Level::Enforced);
     Ok(Some(Rights {
         grant,
-        groups: identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
+        groups: identity
+            .groups
+            .iter()
+            .map(|gid| Gid::from_raw(*gid))
+            .collect(),
         cap_last: features.cap_last,
         ambient: features.ambient,
         root_semantics: profile.root_semantics,
@@ -455,7 +467,9 @@ fn mountinfo() -> Result<String, NotPrepared> {
         .and_then(|file| file.take(MOST_MOUNTINFO + 1).read_to_end(&mut bytes))
         .map_err(|error| refused(format!("/proc/self/mountinfo: {error}")))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > MOST_MOUNTINFO) {
-        return Err(refused("/proc/self/mountinfo: more mounts than can be handled"));
+        return Err(refused(
+            "/proc/self/mountinfo: more mounts than can be handled",
+        ));
     }
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))

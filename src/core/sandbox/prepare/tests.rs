@@ -204,11 +204,7 @@ fn capabilities_that_cannot_be_had_refuse() {
     };
     let (prepared, _) = assembled("/bin/x", &[], &with_caps, nobody, &old);
     assert_eq!(prepared.unwrap_err().reason, "feature-missing");
-    assert!(
-        assembled("/bin/x", &[], &with_caps, root(), &old)
-            .0
-            .is_ok()
-    );
+    assert!(assembled("/bin/x", &[], &with_caps, root(), &old).0.is_ok());
     let unprivileged = refusal(&with_caps, &features(false));
     assert_eq!(unprivileged.reason, "feature-missing");
 }
