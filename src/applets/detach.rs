@@ -2,7 +2,7 @@
 //! but its arguments, reports through its stdout, then cuts itself loose.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::applets::{AppError, Context};
@@ -22,8 +22,12 @@ pub(crate) fn is_detached(context: &Context) -> bool {
 /// # Errors
 /// The path of the running binary cannot be told.
 pub(crate) fn again(context: &Context, args: &[String]) -> Result<Command, AppError> {
-    let binary = std::env::current_exe()
+    let mut binary = std::env::current_exe()
         .map_err(|e| AppError::failed(format!("cannot find the running program: {e}")))?;
+    if !binary.exists() {
+        // Replaced or removed since our start: the kernel still has it.
+        binary = PathBuf::from("/proc/self/exe");
+    }
     let mut command = Command::new(binary);
     command
         .arg0(context.program)

@@ -7,6 +7,7 @@ pub mod config;
 pub mod durable;
 pub mod exec;
 pub mod hostname;
+pub mod jobs;
 pub mod listen;
 pub mod logging;
 pub mod pairing;

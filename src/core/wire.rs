@@ -66,6 +66,16 @@ pub struct RunRefusal {
     pub reqid: Option<String>,
 }
 
+/// Reply of `POST /run` to an asynchronous run: `accepted` with 202, `busy` with 409 (spec/agent.md 9.2).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AsyncReply {
+    pub script: String,
+    pub status: &'static str,
+    pub reqid: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<&'static str>,
+}
+
 /// Reply of `POST /ping` (spec/agent.md 9.3).
 #[derive(Clone, Debug, Serialize)]
 pub struct PingReply {
@@ -109,6 +119,14 @@ pub mod errors {
     pub const NOT_AUTHORISED: &str = "not authorised";
     pub const INVALID_JSON: &str = "invalid JSON";
     pub const ARGS_NOT_ARRAY: &str = "args must be an array";
+    pub const SCRIPT_BUSY: &str = "script already running";
+    pub const ASYNC_REQID: &str = "async run requires a valid reqid";
+    pub const ASYNC_START: &str = "could not start async job";
+    /// Said in full to people, matched by its beginning.
+    pub const ASYNC_EXECUTOR: &str =
+        "async runs are not yet supported with the executor on this host - run it synchronously";
+    pub const CANCEL_REQID: &str = "cancel requires a valid reqid";
+    pub const RUN_ENDED: &str = "run already ended";
     pub const FORBIDDEN: &str = "forbidden";
     pub const NOT_FOUND: &str = "not found";
     pub const REQUEST_TOO_LARGE: &str = "request too large";

@@ -62,6 +62,11 @@ pub(super) fn reqid_of(body: &[u8]) -> String {
     object(body).map(|o| text(&o, "reqid")).unwrap_or_default()
 }
 
+/// The request id of `/cancel`; `None` for a body that is no object. Nothing of the original has to be met here.
+pub(super) fn cancel_reqid(body: &[u8]) -> Option<String> {
+    object(body).map(|o| text(&o, "reqid"))
+}
+
 /// A JSON object; `null` counts as the empty one.
 fn object(body: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice(body).ok()? {

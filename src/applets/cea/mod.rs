@@ -5,6 +5,7 @@ mod checks;
 mod connection;
 mod gate;
 mod handlers;
+mod jobs;
 mod lenient;
 mod listener;
 mod material;
@@ -85,6 +86,11 @@ static MODES: &[Mode] = &[
         name: "self-ping",
         summary: Some("ask the running agent on this host whether it answers"),
         entry: |context, files, _| self_ping::self_ping(context, files),
+    },
+    Mode {
+        name: jobs::supervisor::MODE,
+        summary: None,
+        entry: |context, _, _| jobs::supervisor::supervise(context),
     },
     Mode {
         name: "promote-cert",

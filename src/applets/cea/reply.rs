@@ -11,6 +11,11 @@ use serde_json::json;
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     // Our reply types are maps with text keys: serialising them cannot fail.
     let bytes = serde_json::to_vec(body).unwrap_or_else(|_| b"{}".to_vec());
+    stored(status, bytes)
+}
+
+/// An answer that is JSON already.
+pub(super) fn stored(status: StatusCode, bytes: Vec<u8>) -> Response {
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status;
     response

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::applets::cea::connection::Children;
 use crate::applets::cea::listener::{self, House};
 use crate::applets::cea::state::{Agent, LoadError, Snapshot};
-use crate::applets::cea::{Files, handlers};
+use crate::applets::cea::{Files, handlers, jobs};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::complain;
 use crate::core::logging::Action;
@@ -93,11 +93,13 @@ impl Daemon {
             stop: stopping,
             _presence: presence,
         };
+        let caretaker = tokio::spawn(jobs::look_after(self.agent.clone()));
         tokio::select! {
             () = listener::accept_loop(self.listener, house) => {}
             () = until => {}
         }
         notify::tell(self.agent.context.var("NOTIFY_SOCKET"), "STOPPING=1");
+        caretaker.abort();
         let _ = stop.send(true);
         // Every connection holds a sender; the channel ends with the last of them.
         let _ = timeout(STOP_GRACE, all_gone.recv()).await;

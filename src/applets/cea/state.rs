@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 
 use crate::applets::Context;
 use crate::applets::cea::admission::Admission;
+use crate::applets::cea::jobs::Jobs;
 use crate::applets::cea::{Files, material, scripts};
 use crate::complain;
 use crate::core::clock::Clock;
@@ -177,6 +178,7 @@ pub(super) struct Agent {
     pub(super) context: Context,
     files: Files,
     snapshot: RwLock<Arc<Snapshot>>,
+    pub(super) jobs: Jobs,
     admission: Mutex<Admission>,
     host: OnceCell<String>,
     expiry: Mutex<Option<(Stamp, String)>>,
@@ -192,6 +194,7 @@ impl Agent {
             context,
             files,
             snapshot: RwLock::new(Arc::new(snapshot)),
+            jobs: Jobs::default(),
             admission,
             host: OnceCell::new(),
             expiry: Mutex::new(None),

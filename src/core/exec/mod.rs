@@ -3,6 +3,7 @@
 pub mod executor_client;
 pub mod frame;
 pub mod runner;
+pub mod tail;
 
 /// Appended to a stream of which at least one byte was dropped (spec/executor.md 10).
 pub const TRUNCATED_MARK: &[u8] = b"\n[output truncated]\n";
@@ -20,6 +21,8 @@ pub struct Outcome {
     pub truncated: bool,
     /// The script was ended at its deadline.
     pub timed_out: bool,
+    /// The script was ended before, because somebody wished it.
+    pub cancelled: bool,
     /// `Some(bytes)` when the script did not read its context in time: so many bytes were not written.
     pub stdin_unsent: Option<usize>,
 }

@@ -18,6 +18,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::tail::{Tails, Which};
 use super::{Outcome, TRUNCATED_MARK};
 
 /// How long output is waited for after the script itself has ended.
@@ -57,17 +58,31 @@ pub fn script_environment(agent: &BTreeMap<String, String>) -> BTreeMap<String, 
     inherited.chain([path]).collect()
 }
 
+/// How somebody follows a run and ends it.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// Gets the output as it comes.
+    pub tails: Tails,
+    /// `Some(why)`: the script is to be ended as at its deadline, and the sentence to be appended to its stderr.
+    pub stop: watch::Receiver<Option<&'static str>>,
+}
+
 /// Runs the script to its end. Dropping the returned future does not stop the script: it runs, and is reaped, in a task of its own.
 ///
 /// Never fails: what goes wrong is an [`Outcome`] with exit 127 or -1 and the reason on stderr.
 pub async fn run_script(spec: RunSpec) -> Outcome {
-    match tokio::spawn(run(spec)).await {
+    run_watched(spec, None).await
+}
+
+/// The same, followed.
+pub async fn run_watched(spec: RunSpec, watch: Option<Watch>) -> Outcome {
+    match tokio::spawn(run(spec, watch)).await {
         Ok(outcome) => outcome,
         Err(_) => Outcome::failed(-1, "the run was abandoned: the agent is stopping"),
     }
 }
 
-async fn run(spec: RunSpec) -> Outcome {
+async fn run(spec: RunSpec, watch: Option<Watch>) -> Outcome {
     let shown = spec.path.display().to_string();
     if spec.args.iter().any(|arg| arg.contains('\0')) {
         return Outcome::failed(
@@ -85,13 +100,17 @@ async fn run(spec: RunSpec) -> Outcome {
         return Outcome::failed(-1, format!("no pipes to '{shown}'"));
     };
 
-    let mut out = Captured::new(spec.max_output);
-    let mut err = Captured::new(spec.max_output);
+    let (tails, mut stop) = match watch {
+        Some(watch) => (Some(watch.tails), Some(watch.stop)),
+        None => (None, None),
+    };
+    let mut out = Captured::new(spec.max_output, Which::Out, tails.clone());
+    let mut err = Captured::new(spec.max_output, Which::Err, tails);
     // The sender is dropped when the script has ended: that is the news.
     let (alive, mut ended) = watch::channel(());
     let mut ended_too = ended.clone();
     let life = async {
-        let end = wait_or_end(&mut child, spec.run_timeout).await;
+        let end = wait_or_end(&mut child, spec.run_timeout, stop.as_mut()).await;
         drop(alive);
         end
     };
@@ -111,7 +130,8 @@ async fn run(spec: RunSpec) -> Outcome {
 
     let mut outcome = Outcome {
         truncated: out.dropped || err.dropped,
-        timed_out: end.timed_out,
+        timed_out: end.cut_short == Some(Cut::Deadline),
+        cancelled: matches!(end.cut_short, Some(Cut::Wish(_))),
         stdin_unsent,
         stdout: out.finish(),
         stderr: err.finish(),
@@ -122,7 +142,7 @@ async fn run(spec: RunSpec) -> Outcome {
             outcome.signal = status.signal();
             // A run that was cut short is never a success, whatever the script made of SIGTERM.
             outcome.exit = match status.code() {
-                Some(code) if !end.timed_out => code,
+                Some(code) if end.cut_short.is_none() => code,
                 _ => 126,
             };
         }
@@ -132,10 +152,12 @@ async fn run(spec: RunSpec) -> Outcome {
             outcome.stderr.extend_from_slice(line.as_bytes());
         }
     }
-    if end.timed_out {
-        let line = format!("timed out after {}s\n", spec.run_timeout.as_secs_f64());
-        outcome.stderr.extend_from_slice(line.as_bytes());
-    }
+    let line = match end.cut_short {
+        Some(Cut::Deadline) => format!("timed out after {}s\n", spec.run_timeout.as_secs_f64()),
+        Some(Cut::Wish(why)) => format!("{why}\n"),
+        None => String::new(),
+    };
+    outcome.stderr.extend_from_slice(line.as_bytes());
     outcome
 }
 
@@ -170,16 +192,38 @@ fn not_started(spec: &RunSpec, error: &io::Error) -> Outcome {
 
 struct End {
     status: io::Result<ExitStatus>,
-    timed_out: bool,
+    cut_short: Option<Cut>,
 }
 
-async fn wait_or_end(child: &mut Child, run_timeout: Duration) -> End {
-    if let Ok(status) = timeout(run_timeout, child.wait()).await {
-        return End {
-            status,
-            timed_out: false,
-        };
+/// Why a script was ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Cut {
+    Deadline,
+    Wish(&'static str),
+}
+
+/// Ends when somebody wishes the script to end; never when nobody can.
+async fn wished(stop: Option<&mut watch::Receiver<Option<&'static str>>>) -> &'static str {
+    if let Some(stop) = stop
+        && let Ok(why) = stop.wait_for(Option::is_some).await
+        && let Some(why) = *why
+    {
+        return why;
     }
+    std::future::pending().await
+}
+
+async fn wait_or_end(
+    child: &mut Child,
+    run_timeout: Duration,
+    stop: Option<&mut watch::Receiver<Option<&'static str>>>,
+) -> End {
+    let cut_short = tokio::select! {
+        biased;
+        status = child.wait() => return End { status, cut_short: None },
+        () = sleep(run_timeout) => Cut::Deadline,
+        why = wished(stop) => Cut::Wish(why),
+    };
     if let Some(group) = child
         .id()
         .and_then(|id| i32::try_from(id).ok())
@@ -195,7 +239,7 @@ async fn wait_or_end(child: &mut Child, run_timeout: Duration) -> End {
     }
     End {
         status: child.wait().await,
-        timed_out: true,
+        cut_short: Some(cut_short),
     }
 }
 
@@ -227,14 +271,18 @@ struct Captured {
     kept: Vec<u8>,
     limit: usize,
     dropped: bool,
+    which: Which,
+    tails: Option<Tails>,
 }
 
 impl Captured {
-    fn new(limit: usize) -> Self {
+    fn new(limit: usize, which: Which, tails: Option<Tails>) -> Self {
         Self {
             kept: Vec::new(),
             limit,
             dropped: false,
+            which,
+            tails,
         }
     }
 
@@ -245,6 +293,9 @@ impl Captured {
             let keep = n.min(self.limit - self.kept.len());
             self.kept.extend_from_slice(&chunk[..keep]);
             self.dropped |= keep < n;
+            if let Some(tails) = &self.tails {
+                tails.push(self.which, &chunk[..n]);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! The endpoints of port 7443 (spec/agent.md 9).
 
+mod cancel;
 mod capabilities;
 mod ping;
 mod result;
@@ -20,6 +21,7 @@ use crate::core::wire::errors;
 pub(super) fn router(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/run", post(run::handle))
+        .route("/cancel", post(cancel::handle))
         .route("/ping", post(ping::handle))
         .route("/capabilities", get(capabilities::handle))
         .route("/result/{reqid}", get(result::handle))

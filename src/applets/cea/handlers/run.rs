@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use hyper::StatusCode;
 use serde::Serialize;
 
 use crate::applets::cea::gate::{Caller, Payload};
+use crate::applets::cea::jobs::{self, Submission, Submitted};
 use crate::applets::cea::lenient::{self, BadRun, RunRequest};
 use crate::applets::cea::reply;
 use crate::applets::cea::state::Agent;
@@ -16,13 +18,12 @@ use crate::core::exec::executor_client::run_by_executor;
 use crate::core::exec::frame::{Request, RequestExtras};
 use crate::core::exec::runner::{RunSpec, run_script, script_environment};
 use crate::core::exec::{Outcome, lossy};
+use crate::core::jobs::Key;
 use crate::core::logging::Action;
-use crate::core::profile;
+use crate::core::profile::{self, Resolved};
 use crate::core::secure_open;
-use crate::core::wire::{RunRefusal, RunReply, errors};
-
-/// Said in full to people, matched by its beginning.
-const NO_ASYNC: &str = "async runs are not yet supported by this agent - run it synchronously";
+use crate::core::types::{ReqId, Secret};
+use crate::core::wire::{AsyncReply, RunRefusal, RunReply, errors};
 
 /// What a script gets on its stdin (spec/agent.md 11.1).
 #[derive(Serialize)]
@@ -47,20 +48,18 @@ pub(super) async fn handle(
         Err(bad) => return refuse_body(bad),
     };
     drop(body);
-    let path = match authorise(&caller, &request).await {
-        Ok(path) => path,
+    let permitted = match authorise(&caller, &request).await {
+        Ok(permitted) => permitted,
         Err(refusal) => return refusal,
     };
     if request.asynchronous {
-        return refuse(&request, NO_ASYNC);
+        return detach(agent, caller, request, permitted).await;
     }
+    let path = permitted.path.as_path().to_owned();
     // In a task of its own: a client that goes away neither stops the script nor keeps its end out of the log.
     match tokio::spawn(run(agent, caller, request, path)).await {
         Ok(reply) => reply::ok(&reply),
-        Err(_) => reply::error(
-            hyper::StatusCode::INTERNAL_SERVER_ERROR,
-            "the run was abandoned",
-        ),
+        Err(_) => reply::error(StatusCode::INTERNAL_SERVER_ERROR, "the run was abandoned"),
     }
 }
 
@@ -96,8 +95,75 @@ fn refuse(request: &RunRequest, error: impl Into<String>) -> Response {
     })
 }
 
-/// Allowlist and directories, the mode of the script, then the hook. The path to run, or the refusal.
-async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Response> {
+/// Begins an asynchronous run (spec/agent.md 12.1).
+async fn detach(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: RunRequest,
+    permitted: Resolved,
+) -> Response {
+    let Ok(reqid) = ReqId::new(&request.reqid) else {
+        return refuse(&request, errors::ASYNC_REQID);
+    };
+    let submission = Submission {
+        key: Key {
+            owner: caller.dispatcher.clone(),
+            reqid,
+        },
+        script: permitted.name,
+        path: permitted.path.as_path().to_owned(),
+        args: request.args.clone(),
+        username: request.username.clone(),
+        peer_ip: caller.peer.address.to_string(),
+        context: Secret::new(context_of(&caller, &request)),
+    };
+    // In a task of its own: a client that goes away must not stop it half-way.
+    let snapshot = caller.snapshot.clone();
+    let submit = async move { jobs::submit(&agent, &snapshot, submission).await };
+    let submitted = tokio::spawn(submit).await;
+    let log = |name| {
+        Action::new(name)
+            .field("PEER", &caller.peer.address)
+            .field("REQID", &request.reqid)
+            .field("SCRIPT", &request.script)
+    };
+    match submitted {
+        Ok(Submitted::Accepted) => {
+            log("run-async")
+                .field("DISPATCHER", &caller.dispatcher)
+                .info();
+            answer_async(StatusCode::ACCEPTED, request, "accepted", None)
+        }
+        Ok(Submitted::Busy) => {
+            log("run-async-busy").warning();
+            let error = Some(errors::SCRIPT_BUSY);
+            answer_async(StatusCode::CONFLICT, request, "busy", error)
+        }
+        Ok(Submitted::Refused(why)) => {
+            log("run-async-refused").field("REASON", &why).warning();
+            refuse(&request, why)
+        }
+        Err(_) => refuse(&request, errors::ASYNC_START),
+    }
+}
+
+fn answer_async(
+    code: StatusCode,
+    request: RunRequest,
+    status: &'static str,
+    error: Option<&'static str>,
+) -> Response {
+    let body = AsyncReply {
+        script: request.script,
+        status,
+        reqid: request.reqid,
+        error,
+    };
+    reply::json(code, &body)
+}
+
+/// Allowlist and directories, the mode of the script, then the hook. What to run, or the refusal.
+async fn authorise(caller: &Caller, request: &RunRequest) -> Result<Resolved, Response> {
     let snapshot = &caller.snapshot;
     let deny = || {
         Action::new("deny")
@@ -105,8 +171,8 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Res
             .field("REQID", &request.reqid)
             .field("SCRIPT", &request.script)
     };
-    let permitted = profile::resolve(&request.script, &snapshot.allowlist, &snapshot.config);
-    let permitted = permitted.map_err(|_| {
+    let resolved = profile::resolve(&request.script, &snapshot.allowlist, &snapshot.config);
+    let permitted = resolved.map_err(|_| {
         deny().warning();
         refuse(request, errors::SCRIPT_NOT_PERMITTED)
     })?;
@@ -127,7 +193,7 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Res
     };
     let hook = snapshot.config.auth_hook.as_ref();
     match authhook::authorise(hook, authhook::Caller::Agent, &context, &snapshot.clock).await {
-        Decision::Allowed => Ok(permitted.path.as_path().to_owned()),
+        Decision::Allowed => Ok(permitted),
         Decision::Denied { reason, .. } => {
             deny()
                 .field("DISPATCHER", &caller.dispatcher)
@@ -142,8 +208,8 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<PathBuf, Res
     }
 }
 
-async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathBuf) -> RunReply {
-    let snapshot = &caller.snapshot;
+/// What the script gets on its stdin.
+fn context_of(caller: &Caller, request: &RunRequest) -> String {
     let context = ScriptContext {
         script: &request.script,
         args: &request.args,
@@ -152,11 +218,15 @@ async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathB
         username: &request.username,
         token: request.token.expose(),
         dispatcher: caller.dispatcher.as_str(),
-        timestamp: snapshot.clock.iso_now(),
+        timestamp: caller.snapshot.clock.iso_now(),
     };
     // A struct of strings always serialises.
-    let context_json = serde_json::to_vec(&context).unwrap_or_default();
-    let config = &snapshot.config;
+    serde_json::to_string(&context).unwrap_or_default()
+}
+
+async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathBuf) -> RunReply {
+    let config = &caller.snapshot.config;
+    let context_json = context_of(&caller, &request).into_bytes();
     let outcome = match &config.executor_socket {
         Some(socket) => {
             let order = Request {

@@ -90,19 +90,15 @@ fn refusals_of_a_run_are_answers_with_status_200() {
                 .unwrap()
                 .starts_with("args must be an array")
         );
-        let answer = stage
-            .run(json!({"script": "hello", "async": true, "reqid": "r"}))
-            .await;
-        assert_eq!(
-            (&answer["exit"], &answer["reqid"]),
-            (&json!(-1), &json!("r"))
-        );
-        assert!(
-            answer["error"]
-                .as_str()
-                .unwrap()
-                .starts_with("async runs are not yet supported")
-        );
+        for reqid in ["", "../evil", "a b", "a.b"] {
+            let answer = stage
+                .run(json!({"script": "hello", "async": true, "reqid": reqid}))
+                .await;
+            assert_eq!(
+                answer,
+                json!({"script": "hello", "exit": -1, "error": "async run requires a valid reqid", "reqid": reqid})
+            );
+        }
     });
 }
 
