@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::house::{House, Peer};
 use super::policy::Source;
-use super::startup::{absolute, protected};
+use super::startup::absolute;
 use super::{IDENT, operands, supervisor};
 use crate::applets::{AppError, Context, Exit};
 use crate::complain;
@@ -41,13 +41,13 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     let (config, allowlist) = (absolute(config)?, absolute(allowlist)?);
     logging::init(IDENT, context.log_sink());
     let socket = context.paths.resolve("/run/ctrl-exec-agent/exec.sock");
-    let mut source = Source::new(context.paths.clone(), config, allowlist);
+    let mut source = Source::new(context.paths.clone(), config, allowlist, socket);
     let (policy, told) = source.load().map_err(AppError::config)?;
     for warning in told.warnings {
         complain!("{warning}");
     }
     let house = House {
-        protected: protected(&source, &policy, &socket),
+        protected: source.protected(&policy.config, &policy.allowlist),
         policy,
         features: Features::probe(),
         hierarchy: Hierarchy::apart(),

@@ -396,11 +396,7 @@ fn what_is_missing_is_refused_or_reported() {
     assert_eq!(refused.reason, "feature-missing");
     assert!(refused.text.contains("'syscalls'") && refused.text.contains("EPERM"));
     let strict = ProfileConfig::new(Baseline::Strict);
-    assert!(
-        program(&strict, &lame, &mut report)
-            .unwrap()
-            .is_none()
-    );
+    assert!(program(&strict, &lame, &mut report).unwrap().is_none());
     assert_eq!(
         report.0[&Protection::Seccomp],
         Level::Degraded("refused (EPERM)".to_owned())
