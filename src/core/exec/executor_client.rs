@@ -94,7 +94,6 @@ fn outcome(Cut { reply, cut }: Cut) -> Outcome {
         cancelled: extras.kind == Kind::Cancelled,
         stdout: reply.stdout,
         stderr: reply.stderr,
-        cancelled: extras.kind == Kind::Cancelled,
         stdin_unsent: None,
     }
 }
