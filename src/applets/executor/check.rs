@@ -83,6 +83,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         allowlist: &policy.allowlist,
         features: &features,
         protected: &protected,
+        controllers: &cgroup_controllers(),
     });
     let mut result = Checked {
         features,
