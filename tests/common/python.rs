@@ -12,6 +12,8 @@ pub const LEGACY_DISPATCHER: &str = include_str!("legacy_dispatcher.py");
 pub const LEGACY_AGENT: &str = include_str!("legacy_agent.py");
 /// TLS servers that misbehave.
 pub const STUB_SERVER: &str = include_str!("stub_server.py");
+/// A root executor: one of the original, or one that keeps detached runs as ours does.
+pub const STUB_EXECUTOR: &str = include_str!("stub_executor.py");
 /// Handshakes with every strict flag of Python's ssl module.
 pub const STRICT: &str = include_str!("strict.py");
 

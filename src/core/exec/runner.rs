@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::tail::{Tails, Which};
 use super::{Outcome, TRUNCATED_MARK};
+use crate::core::sys;
 
 /// How long output is waited for after the script itself has ended.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -90,7 +91,7 @@ async fn run(spec: RunSpec, watch: Option<Watch>) -> Outcome {
             format!("cannot execute '{shown}': an argument contains a NUL byte"),
         );
     }
-    let mut child = match start(&spec) {
+    let mut child = match start(&spec, watch.is_some()) {
         Ok(child) => child,
         Err(error) => return not_started(&spec, &error),
     };
@@ -161,9 +162,15 @@ async fn run(spec: RunSpec, watch: Option<Watch>) -> Outcome {
     outcome
 }
 
-fn start(spec: &RunSpec) -> io::Result<Child> {
+/// `watched`: somebody answers for the run and holds a lock for it; should that end without a word, the script is to end as well, so that it
+/// does not go on while it counts as lost and the next one begins.
+fn start(spec: &RunSpec, watched: bool) -> io::Result<Child> {
     // Every descriptor that we open is close-on-exec; the agent marks the ones it inherited at its start.
-    Command::new(&spec.path)
+    let mut command = Command::new(&spec.path);
+    if watched {
+        sys::parent_death::tell_child(command.as_std_mut(), Signal::TERM);
+    }
+    command
         .args(&spec.args)
         .env_clear()
         .envs(&spec.env)

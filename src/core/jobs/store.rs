@@ -219,7 +219,7 @@ impl Store {
         self.write_lost(
             key,
             &found.head,
-            "lost: its supervisor ended before the script did (crash, kill or reboot); the script may have gone on",
+            "lost: its supervisor ended before the script did (crash, kill or reboot); what the script had started may have gone on",
             now,
         )?;
         self.forget_progress(key);

@@ -9,11 +9,13 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::{Cancelled, Submission, Submitted, log_store_failure};
+use super::{Cancelled, Submission, Submitted, log_store_failure, store_done};
 use crate::applets::cea::state::{Agent, Snapshot};
 use crate::core::exec::executor_client::{ExecutorError, call_raw};
-use crate::core::exec::frame::{JOB_SCRIPT, JobOrder, Kind, Reply, Request, RequestExtras};
-use crate::core::exec::lossy;
+use crate::core::exec::frame::{
+    JOB_SCRIPT, JobOrder, Kind, Reply, ReplyExtras, Request, RequestExtras,
+};
+use crate::core::exec::{Outcome, lossy};
 use crate::core::jobs::{Claim, Key, Record, Refusal, Store, Via};
 use crate::core::types::ScriptName;
 use crate::core::wire::errors;
@@ -104,17 +106,23 @@ pub(super) async fn submit(
         Err(refusal) => return refusal,
     };
     let request = detached(snapshot, submission);
+    let max_output = snapshot.config.max_output;
     let reply = call_raw(socket, &request, BEGIN).await;
-    match judge(reply, socket, &key).await {
-        Ok(()) => {
-            watcher::start(agent, snapshot, socket, claim, running);
-            Submitted::Accepted
+    if reply.is_err() {
+        *agent.jobs.known.slot() = None;
+    }
+    match judge(reply, socket, &key, max_output).await {
+        Begun::GoesOn => watcher::start(agent, snapshot, socket, claim, running),
+        Begun::Ended(outcome) => {
+            let done = running.done(outcome, snapshot.clock.iso_now());
+            let _ = spawn_blocking(move || store_done(claim, done)).await;
         }
-        Err(why) => {
+        Begun::Refused(why) => {
             let _ = spawn_blocking(move || claim.withdraw()).await;
-            Submitted::Refused(why)
+            return Submitted::Refused(why);
         }
     }
+    Submitted::Accepted
 }
 
 /// Takes the locks and writes the first record, away from the threads that serve others.
@@ -174,23 +182,37 @@ fn detached(snapshot: &Snapshot, submission: Submission) -> Request {
     }
 }
 
-/// Whether the run began. When the answer got lost the executor is asked once more; a run that may be going on is never denied.
+/// What became of the wish to begin a run.
+enum Begun {
+    GoesOn,
+    Ended(Outcome),
+    Refused(String),
+}
+
+/// When the answer got lost the executor is asked once more; a run that may be going on is never denied.
 async fn judge(
     reply: Result<Reply, ExecutorError>,
     socket: &Path,
     key: &Key,
-) -> Result<(), String> {
+    max_output: usize,
+) -> Begun {
     match reply {
-        Ok(reply) if kind(&reply) == Some(Kind::Running) => Ok(()),
-        Ok(reply) => Err(reason(reply)),
+        Ok(reply) => match kind(&reply) {
+            Some(Kind::Running) => Begun::GoesOn,
+            // Replaced by one of the original since it was asked what it can do: that has run the script and told us how it ended.
+            None if reply.exit >= 0 => {
+                Begun::Ended(watcher::outcome(reply, ReplyExtras::default(), max_output))
+            }
+            _ => Begun::Refused(reason(reply)),
+        },
         Err(error @ (ExecutorError::Unreachable(_) | ExecutorError::Write(_))) => {
-            Err(error.to_string())
+            Begun::Refused(error.to_string())
         }
         Err(error) => match ask(socket, key, JobOrder::Peek, QUICK).await {
-            Ok(reply) if matches!(kind(&reply), Some(Kind::Unknown | Kind::Denied) | None) => {
-                Err(error.to_string())
+            Ok(reply) if matches!(kind(&reply), Some(Kind::Unknown | Kind::Denied)) => {
+                Begun::Refused(error.to_string())
             }
-            _ => Ok(()),
+            _ => Begun::GoesOn,
         },
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use super::extras_of;
+use super::{extras_of, limits_of};
 use crate::core::config::ProfileConfig;
 
 /// How long removal is tried for: the kernel takes a moment to forget processes that were killed.
@@ -54,8 +54,7 @@ impl Leaf {
         for (file, value) in extras_of(profile) {
             let _ = self.write(file, value);
         }
-        let limits = profile.cgroup_limits.iter();
-        limits
+        limits_of(profile)
             .filter_map(|(file, value)| match self.write(file, value) {
                 Ok(()) => None,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -214,6 +214,13 @@ fn extras_of(profile: &ProfileConfig) -> Vec<(&'static str, &'static str)> {
     extras
 }
 
+/// The limits of a profile, as single writes.
+fn limits_of(profile: &ProfileConfig) -> impl Iterator<Item = (&'static str, &str)> {
+    let limits = profile.cgroup_limits.iter();
+    // `io.max` takes one device at a time.
+    limits.flat_map(|(file, value)| value.lines().map(|line| (*file, line)))
+}
+
 fn numbered(name: &str, number: usize) -> String {
     if number == 0 {
         name.to_owned()

@@ -48,6 +48,18 @@ fn swap_is_closed_only_where_memory_is_limited_in_strict() {
 }
 
 #[test]
+fn each_device_of_io_max_is_a_write_of_its_own() {
+    let mut profile = ProfileConfig::new(Baseline::Compat);
+    let value = "8:0 rbps=1\n8:16 wbps=2".to_owned();
+    profile.cgroup_limits.insert("io.max", value);
+    let writes: Vec<_> = limits_of(&profile).collect();
+    assert_eq!(
+        writes,
+        [("io.max", "8:0 rbps=1"), ("io.max", "8:16 wbps=2")]
+    );
+}
+
+#[test]
 fn a_missing_group_is_fatal_only_where_it_is_required() {
     let mut profile = ProfileConfig::new(Baseline::Strict);
     let mut report = Protections::default();

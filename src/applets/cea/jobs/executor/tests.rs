@@ -2,8 +2,7 @@
 
 use super::watcher::{Answer, judge as judge_wait};
 use super::*;
-use crate::core::exec::frame::ReplyExtras;
-use crate::core::exec::{Outcome, TRUNCATED_MARK};
+use crate::core::exec::TRUNCATED_MARK;
 
 fn reply(kind: Option<Kind>, exit: i32, stdout: &[u8], stderr: &[u8]) -> Reply {
     Reply {

@@ -118,7 +118,8 @@ pub(super) fn judge(reply: Reply, max_output: usize) -> Answer {
     }
 }
 
-fn outcome(reply: Reply, extras: ReplyExtras, max_output: usize) -> Outcome {
+/// The end of a run as the agent keeps it.
+pub(super) fn outcome(reply: Reply, extras: ReplyExtras, max_output: usize) -> Outcome {
     let mut truncated = extras.truncated_stdout || extras.truncated_stderr;
     let mut cut = |mut stream: Vec<u8>| {
         if stream.len() > max_output.saturating_add(TRUNCATED_MARK.len()) {
