@@ -23,6 +23,7 @@ fn every_listed_name_is_linked_and_answers() {
         "ctrl-exec-dispatcher",
         "cea",
         "ctrl-exec-agent",
+        "ctrl-exec-exec",
         "ctrl-exec",
     ] {
         assert!(listed.contains(name), "{name} is missing among {listed:?}");

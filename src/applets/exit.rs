@@ -19,6 +19,8 @@ pub enum Exit {
     Usage,
     /// The configuration makes no sense, or the host is not paired (`EX_CONFIG`): restarting will not help.
     Config,
+    /// That of the script (`ctrl-exec-exec try`).
+    Script(u8),
 }
 
 impl Exit {
@@ -30,6 +32,7 @@ impl Exit {
             Self::Denied => 3,
             Self::Usage => 64,
             Self::Config => 78,
+            Self::Script(code) => code,
         }
     }
 }

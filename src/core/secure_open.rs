@@ -494,7 +494,13 @@ mod tests {
     #[test]
     fn directories_decide_too() {
         let judge = |uid, mode| {
-            judge_directory(Path::new("/d/f"), Path::new("/d"), Facts { uid, mode }, ME)
+            judge_directory(
+                Path::new("/d/f"),
+                Path::new("/d"),
+                Facts { uid, mode },
+                ME,
+                Trust::Public,
+            )
         };
         assert!(judge(0, 0o755).unwrap().is_none());
         assert!(judge(0, 0o1777).unwrap().is_none());

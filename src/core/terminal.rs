@@ -27,6 +27,11 @@ pub fn stdout_bytes(bytes: &[u8]) -> bool {
     out.write_all(bytes).and_then(|()| out.flush()).is_ok()
 }
 
+/// Writes bytes as they are to stderr, if anybody reads it.
+pub fn stderr_bytes(bytes: &[u8]) {
+    let _ = std::io::stderr().lock().write_all(bytes);
+}
+
 /// `println!` that ignores a closed pipe.
 #[macro_export]
 macro_rules! say {

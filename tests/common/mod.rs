@@ -9,6 +9,7 @@
 // Helpers of tests stop and speak as tests do; clippy's exceptions for tests reach only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+pub mod executor;
 pub mod fleet;
 pub mod host;
 pub mod openssl;
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+pub use executor::Executor;
 pub use fleet::{Agent, Legacy, Paired};
 pub use host::Host;
 pub use process::{Daemon, Run};

@@ -14,7 +14,7 @@ use crate::core::types::ScriptName;
 pub(super) fn load_sidecars(allowlist: &Allowlist) -> BTreeMap<ScriptName, Schema> {
     let mut usable = BTreeMap::new();
     for (name, entry) in &allowlist.scripts {
-        match schema::load(&entry.path) {
+        match schema::load(&entry.path, entry.annotations.schema.as_ref()) {
             Sidecar::Absent => {}
             Sidecar::Skipped { reason } => Action::new("schema-skip")
                 .field("REASON", reason)

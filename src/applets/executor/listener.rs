@@ -5,7 +5,6 @@
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,7 +16,7 @@ use super::house::{House, Peer};
 use super::peer::{self, Rules};
 use super::policy::Source;
 use super::socket::Place;
-use super::{describe, startup, supervisor};
+use super::{describe, supervisor};
 use crate::complain;
 use crate::core::exec::frame::{Kind, Reply, ReplyExtras, encode_reply};
 use crate::core::logging::Action;
@@ -36,7 +35,6 @@ pub(super) struct Listener {
     socket: Option<OwnedFd>,
     place: Option<Place>,
     signals: OwnedFd,
-    socket_path: PathBuf,
     peer_uid: u32,
     allow_root: bool,
     source: Source,
@@ -53,7 +51,6 @@ pub(super) struct Parts {
     pub(super) socket: OwnedFd,
     pub(super) place: Option<Place>,
     pub(super) signals: OwnedFd,
-    pub(super) socket_path: PathBuf,
     pub(super) peer_uid: u32,
     pub(super) allow_root: bool,
     pub(super) source: Source,
@@ -66,7 +63,6 @@ impl Listener {
             socket: Some(parts.socket),
             place: parts.place,
             signals: parts.signals,
-            socket_path: parts.socket_path,
             peer_uid: parts.peer_uid,
             allow_root: parts.allow_root,
             source: parts.source,
@@ -226,8 +222,7 @@ impl Listener {
                 .field("POLICY", &policy.hash)
                 .err();
         }
-        let refreshed = startup::protected(&self.source, policy, &self.socket_path);
-        self.house.protected = refreshed;
+        self.house.protected = self.source.protected(&policy.config, &policy.allowlist);
         describe::log_degraded(&self.house);
     }
 

@@ -6,6 +6,7 @@ mod check;
 mod describe;
 mod digest;
 mod house;
+mod jobs;
 mod listener;
 mod peer;
 mod policy;
@@ -13,6 +14,7 @@ mod resolve;
 mod socket;
 mod startup;
 mod supervisor;
+mod trial;
 
 use crate::applets::{AppError, Context, Exit, VERSION};
 use crate::say;
@@ -21,8 +23,9 @@ use crate::say;
 pub(super) const IDENT: &str = "ctrl-exec-exec";
 
 const USAGE: &str = "\
-usage: ctrl-exec-exec serve <socket> <agent.conf> <scripts.conf> <peer-user> [options]
+Usage: ctrl-exec-exec serve <socket> <agent.conf> <scripts.conf> <peer-user> [options]
        ctrl-exec-exec resolve <agent.conf> <scripts.conf> <script-name>
+       ctrl-exec-exec try <agent.conf> <scripts.conf> <script-name> [argument...]
        ctrl-exec-exec check <agent.conf> <scripts.conf> [--json | --unit | --kernel]
        ctrl-exec-exec digest <path>
        ctrl-exec-exec --version | --help
@@ -31,6 +34,7 @@ serve runs the allowlisted scripts of the agent under their security profiles, i
   --allow-root-peer         serve root as well as <peer-user>
   --unprivileged-test[=lax] without root, for tests: refuse every profile that needs rights (lax: ignore 'writable')
 resolve prints what would be decided about a script: one line that begins with OK or DENY.
+try runs one script as the service would, prints its output, and how it ended.
 check shows how far each profile can be enforced here; digest prints the annotation that pins a script.
 A file that ends in .toml is read as TOML.";
 
@@ -63,6 +67,7 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
         "serve" => startup::main(context, rest),
         "check" => check::main(context, rest),
         "digest" => digest::main(context, rest),
+        "try" => trial::main(context, rest),
         _ => Err(usage()),
     }
 }

@@ -8,6 +8,8 @@ use crate::core::config::{
     AgentConfig, Allowlist, Baseline, ConfigError, Loaded, load_agent, load_allowlist,
 };
 use crate::core::paths::Paths;
+use crate::core::profile::protected::{conflicts, protected_paths};
+use crate::core::sandbox::ProtectedPaths;
 use crate::core::secure_open;
 use crate::core::types::{hex, sha256};
 
@@ -42,6 +44,8 @@ pub(super) struct Source {
     paths: Paths,
     config: PathBuf,
     allowlist: PathBuf,
+    socket: PathBuf,
+    binary: Option<PathBuf>,
     seen: [Option<Stamp>; 2],
 }
 
@@ -54,31 +58,30 @@ pub(super) struct Reloaded {
 }
 
 impl Source {
-    pub(super) fn new(paths: Paths, config: PathBuf, allowlist: PathBuf) -> Self {
+    /// `socket`: where we listen.
+    pub(super) fn new(paths: Paths, config: PathBuf, allowlist: PathBuf, socket: PathBuf) -> Self {
         Self {
             paths,
             config,
             allowlist,
+            socket,
+            binary: std::env::current_exe().ok(),
             seen: [None; 2],
         }
     }
 
-    pub(super) fn config(&self) -> &Path {
-        &self.config
+    /// What scripts must not see or change under these two.
+    pub(super) fn protected(&self, config: &AgentConfig, allowlist: &Allowlist) -> ProtectedPaths {
+        let (socket, binary) = (Some(self.socket.as_path()), self.binary.as_deref());
+        protected_paths(config, allowlist, &self.paths, socket, binary)
     }
 
-    pub(super) fn allowlist(&self) -> &Path {
-        &self.allowlist
-    }
-
-    /// The agent's directories, which hold what decides about rights even when the two files lie elsewhere.
-    pub(super) fn directories(&self) -> [PathBuf; 2] {
-        [self.paths.agent_etc(), self.paths.agent_state()]
-    }
-
-    /// What belongs to the dispatcher, if this host is one as well.
-    pub(super) fn foreign_secrets(&self) -> [PathBuf; 2] {
-        [self.paths.dispatcher_etc(), self.paths.dispatcher_state()]
+    /// A profile must not be able to write to what decides about rights; the agent's file alone does not tell all of it.
+    fn check_writable(&self, config: &AgentConfig, allowlist: &Allowlist) -> Result<(), String> {
+        match conflicts(config, &self.protected(config, allowlist)) {
+            found if found.is_empty() => Ok(()),
+            found => Err(found.join("\n")),
+        }
     }
 
     fn stamps(&self) -> [Option<Stamp>; 2] {
@@ -100,6 +103,7 @@ impl Source {
         let allowlist = self.read_allowlist(&config).map_err(|e| e.to_string())?;
         said.extend(allowlist.warnings.iter().map(ToString::to_string));
         self.distrust(config.executor.baseline, &mut said)?;
+        self.check_writable(&config, &allowlist.value)?;
         let policy = Policy {
             hash: self.hash(),
             config,
@@ -128,7 +132,10 @@ impl Source {
             Ok(Loaded { value, warnings }) => {
                 told.warnings
                     .extend(warnings.iter().map(ToString::to_string));
-                policy.config = value;
+                match self.check_writable(&value, &policy.allowlist) {
+                    Ok(()) => policy.config = value,
+                    Err(conflict) => told.failures.push(conflict),
+                }
             }
             Err(error) => {
                 untrusted = lost_trust(&error);
@@ -229,7 +236,8 @@ mod tests {
         fn source(&self) -> Source {
             let at = |name| self.dir.path().join(name);
             let paths = Paths::new("/", Platform::Standard);
-            Source::new(paths, at("agent.conf"), at("scripts.conf"))
+            let socket = PathBuf::from("/run/ctrl-exec-agent/exec.sock");
+            Source::new(paths, at("agent.conf"), at("scripts.conf"), socket)
         }
     }
 
@@ -328,6 +336,30 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         source.reload(&mut policy);
         assert_eq!(policy.refuse_all, None);
+    }
+
+    #[test]
+    fn no_profile_may_write_where_rights_are_decided() {
+        let files = Files::new();
+        let mut source = files.source();
+        let (mut policy, _) = source.load().unwrap();
+        let writable = format!("{CONFIG}writable = /run/ctrl-exec-agent\n");
+        files.write("agent.conf", &writable);
+        let told = source.reload(&mut policy);
+        assert_eq!(told.failures.len(), 1, "{told:?}");
+        assert!(
+            policy
+                .config
+                .profiles
+                .values()
+                .all(|p| p.writable.is_empty())
+        );
+        assert!(
+            source
+                .load()
+                .unwrap_err()
+                .contains("which no script may change")
+        );
     }
 
     #[test]

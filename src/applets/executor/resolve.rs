@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::applets::{AppError, Context, Exit};
-use crate::core::config::{AgentConfig, Allowlist, ProfileConfig, load_agent, load_allowlist};
-use crate::core::profile::{self, Refusal, Resolved};
+use crate::core::config::{AgentConfig, Allowlist, load_agent, load_allowlist};
+use crate::core::profile::{self, Refusal};
 use crate::{complain, say};
 
 /// # Errors
@@ -29,34 +29,10 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
 }
 
 fn line(script: &str, allowlist: &Allowlist, config: &AgentConfig) -> String {
-    match profile::resolve(script, allowlist, config) {
-        Ok(resolved) => match config.profiles.get(&resolved.profile) {
-            Some(profile) => ok_line(&resolved, profile),
-            // The resolution has just found it.
-            None => format!("DENY {}", deny_word(Refusal::UndefinedProfile)),
-        },
-        Err(refusal) => format!("DENY {}", deny_word(refusal)),
-    }
-}
-
-fn deny_word(refusal: Refusal) -> &'static str {
-    match refusal {
-        Refusal::NotPermitted => "not-allowlisted",
-        Refusal::NotInScriptDirs => "not-in-script-dirs",
-        Refusal::UndefinedProfile => "undefined-profile",
-    }
-}
-
-fn ok_line(resolved: &Resolved, profile: &ProfileConfig) -> String {
-    let caps: Vec<String> = profile.caps.iter().map(ToString::to_string).collect();
-    let writable: Vec<String> = profile.writable.iter().map(ToString::to_string).collect();
-    format!(
-        "OK path={}|profile={}|run_as={}|nnp={}|caps={}|writable={}",
-        resolved.path,
-        resolved.profile,
-        profile.run_as.as_deref().unwrap_or_default(),
-        u8::from(profile.no_new_privileges),
-        caps.join(","),
-        writable.join(":")
-    )
+    let resolved = profile::resolve(script, allowlist, config).and_then(|resolved| {
+        let profile = config.profiles.get(&resolved.profile);
+        let profile = profile.ok_or(Refusal::UndefinedProfile)?;
+        Ok(profile::ok_line(&resolved, profile))
+    });
+    resolved.unwrap_or_else(|refusal| format!("DENY {}", refusal.deny_word()))
 }

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
-use super::house::{House, Policy, Unprivileged};
+use super::house::{House, Unprivileged};
 use super::listener::{Listener, Parts, SIGNALS};
 use super::policy::Source;
 use super::{IDENT, describe, operands, socket, usage};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::complain;
 use crate::core::logging::{self, Action};
-use crate::core::sandbox::ProtectedPaths;
 use crate::core::sandbox::cgroup::Hierarchy;
 use crate::core::sandbox::features::Features;
 use crate::core::sys;
@@ -49,10 +48,6 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     let ([socket_path, config, allowlist, peer_user], options) = operands(args)?;
     let options = Options::parse(&options)?;
     // Before we leave the directory that they are relative to.
-    let absolute = |path: String| {
-        std::path::absolute(&path)
-            .map_err(|e| AppError::failed(format!("{IDENT}: cannot use path '{path}': {e}")))
-    };
     let (socket_path, config, allowlist) = (
         absolute(socket_path)?,
         absolute(config)?,
@@ -69,7 +64,12 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         by_environment,
     )?;
 
-    let mut source = Source::new(context.paths.clone(), config, allowlist);
+    let mut source = Source::new(
+        context.paths.clone(),
+        config,
+        allowlist,
+        socket_path.clone(),
+    );
     let cannot_read = |text| AppError::config(format!("{text}\n{IDENT}: cannot start"));
     let (policy, told) = source.load().map_err(cannot_read)?;
     for warning in told.warnings {
@@ -96,7 +96,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     let directory = socket_path.parent().unwrap_or(Path::new("/"));
     let jobs = make_jobs(directory).map_err(failed)?;
     let house = House {
-        protected: protected(&source, &policy, &socket_path),
+        protected: source.protected(&policy.config, &policy.allowlist),
         policy,
         features,
         hierarchy,
@@ -125,7 +125,6 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         socket: bound.fd,
         place: bound.place,
         signals,
-        socket_path,
         peer_uid: uid,
         allow_root: options.allow_root_peer,
         source,
@@ -134,6 +133,11 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     .run();
     notify::tell(manager, "STOPPING=1");
     Ok(Exit::Success)
+}
+
+pub(super) fn absolute(path: String) -> Result<PathBuf, AppError> {
+    std::path::absolute(&path)
+        .map_err(|e| AppError::failed(format!("{IDENT}: cannot use path '{path}': {e}")))
 }
 
 /// Whether we work without root, for tests.
@@ -189,59 +193,6 @@ fn make_jobs(beside: &Path) -> Result<PathBuf, String> {
         ));
     }
     Ok(jobs)
-}
-
-/// What scripts must not see or change, from the paths that are really in use (spec/executor.md 15.4).
-pub(super) fn protected(source: &Source, policy: &Policy, socket: &Path) -> ProtectedPaths {
-    let config = &policy.config;
-    let mut paths = ProtectedPaths::default();
-    let runtime = socket.parent().unwrap_or(Path::new("/"));
-    // The directory holds nothing else in an installation; where it does (tests), only what is secret in it is hidden.
-    let needed = |dir: &Path| {
-        let scripts = policy.allowlist.scripts.values();
-        scripts
-            .into_iter()
-            .any(|s| s.path.as_path().starts_with(dir))
-            || config
-                .script_dirs
-                .iter()
-                .any(|d| d.as_path().starts_with(dir))
-    };
-    if needed(runtime) {
-        paths.hide.push(runtime.join("jobs"));
-        paths.hide.push(socket.to_owned());
-    } else {
-        paths.hide.push(runtime.to_owned());
-    }
-    paths.hide.push(config.key.clone());
-    paths.hide.push(config.async_runs_dir.clone());
-    paths.hide.extend(
-        source
-            .foreign_secrets()
-            .into_iter()
-            .filter(|dir| !needed(dir)),
-    );
-
-    paths.read_only.extend(source.directories());
-    for file in [source.config(), source.allowlist()] {
-        paths.read_only.extend(file.parent().map(Path::to_owned));
-    }
-    paths.read_only.extend([
-        config.trusted_dispatchers_path.clone(),
-        config.revoked_serials.clone(),
-        config.cert_staging_path.clone(),
-    ]);
-    paths
-        .read_only
-        .extend(config.auth_hook.as_ref().map(|hook| hook.path.clone()));
-    paths.read_only.extend(std::env::current_exe().ok());
-    let dirs = config.script_dirs.iter();
-    paths.read_only.extend(dirs.map(|d| d.as_path().to_owned()));
-    for list in [&mut paths.hide, &mut paths.read_only] {
-        list.sort();
-        list.dedup();
-    }
-    paths
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use super::diagnostics::{Report, Severity};
+use super::profiles::CarveOut;
 use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::{AgentConfig, cidr, hook, profiles, tags};
+use super::{AgentConfig, Allowlist, Baseline, cidr, executor, hook, profiles, tags};
 use crate::core::paths::Paths;
+use crate::core::profile::protected;
 use crate::core::types::AbsolutePath;
 
 const DAY: u64 = 86_400;
@@ -17,6 +19,7 @@ pub(super) fn build(
     raw: RawDocument,
     source: &SourceFile,
     paths: &Paths,
+    last_cap: Option<u8>,
     report: &mut Report,
 ) -> AgentConfig {
     let mut config = AgentConfig::defaults(paths, &source.path);
@@ -31,14 +34,51 @@ pub(super) fn build(
         "pairing_require_bound_code",
         config.pairing_require_bound_code,
     );
-    let known = r.finish_with(&["tags", "profile"]);
+    let known = r.finish_with(&["tags", "executor", "profile"]);
     config.tags = tags::build(raw.tags, &known, source, report);
-    config.profiles = profiles::build(raw.profiles, style, source, report);
+    config.executor = executor::build(raw.executor, style, source, report);
+    let rules = profiles::Rules {
+        baseline: config.executor.baseline,
+        last_cap,
+    };
+    let (built, carve_outs) = profiles::build(raw.profiles, style, rules, source, report);
+    config.profiles = built;
+    refuse_open_doors(&config, &carve_outs, paths, source, report);
     if config.script_dirs.is_empty() && !report.failed() {
+        let severity = match rules.baseline {
+            Baseline::Compat => Severity::Warning,
+            Baseline::Strict => Severity::Error,
+        };
         let message = "script_dirs is not set: every absolute path may be a script; name the directories that hold your scripts";
-        report.add(source.of_file(Severity::Warning, message));
+        report.add(source.of_file(severity, message));
     }
     config
+}
+
+/// No profile may write where scripts, configuration or keys are (spec/executor.md 15.4).
+fn refuse_open_doors(
+    config: &AgentConfig,
+    carve_outs: &[CarveOut],
+    paths: &Paths,
+    source: &SourceFile,
+    report: &mut Report,
+) {
+    if carve_outs.is_empty() {
+        return;
+    }
+    let socket = config.executor_socket.as_deref();
+    let protected = protected::protected_paths(config, &Allowlist::default(), paths, socket, None);
+    for CarveOut {
+        profile,
+        path,
+        span,
+    } in carve_outs
+    {
+        if let Some(inside) = protected::inside(path.as_path(), &protected) {
+            let message = protected::conflict_text(profile, path, inside);
+            report.add(source.diagnostic(Severity::Error, span, message));
+        }
+    }
 }
 
 /// The original insists on four keys; with TOML they have their defaults.
@@ -50,7 +90,8 @@ fn require(raw: &RawDocument, source: &SourceFile, report: &mut Report) {
         if raw.top.entries.contains_key(key) {
             continue;
         }
-        let below = std::iter::once(&raw.tags)
+        let below = [&raw.tags, &raw.executor]
+            .into_iter()
             .chain(raw.profiles.values().map(|p| &p.table))
             .find_map(|table| table.entries.get(key));
         let hint = below.map_or(String::new(), |entry| {
@@ -372,10 +413,10 @@ mod tests {
     #[test]
     fn both_syntaxes_give_the_same_value() {
         let conf = agent_lines(
-            "bind = ::1\nallowed_ips = 10.0.0.0/8, ::1\nrun_timeout = 5\nrate_limit_probe = 1/2/3\nauth_deny_generic = yes\n[tags]\nsite = x\n[profile p.q]\nrun_as = nobody\ncaps = CAP_KILL, CAP_CHOWN\nwritable = /a:/b\nno_new_privileges = off\n",
+            "bind = ::1\nallowed_ips = 10.0.0.0/8, ::1\nrun_timeout = 5\nrate_limit_probe = 1/2/3\nauth_deny_generic = yes\n[tags]\nsite = x\n[profile p.q]\nrun_as = nobody\ncaps = CAP_KILL, CAP_CHOWN\nwritable = /a:/b\nno_new_privileges = off\nallow_setuid = yes\n",
         );
         let toml = agent_toml(
-            "script_dirs = [\"/opt\"]\nbind = \"::1\"\nallowed_ips = [\"10.0.0.0/8\", \"::1\"]\nrun_timeout = 5\nrate_limit_probe = \"1/2/3\"\nauth_deny_generic = true\n[tags]\nsite = \"x\"\n[profile.\"p.q\"]\nrun_as = \"nobody\"\ncaps = [\"CAP_KILL\", \"CAP_CHOWN\"]\nwritable = [\"/a\", \"/b\"]\nno_new_privileges = false\n",
+            "script_dirs = [\"/opt\"]\nbind = \"::1\"\nallowed_ips = [\"10.0.0.0/8\", \"::1\"]\nrun_timeout = 5\nrate_limit_probe = \"1/2/3\"\nauth_deny_generic = true\n[tags]\nsite = \"x\"\n[profile.\"p.q\"]\nrun_as = \"nobody\"\ncaps = [\"CAP_KILL\", \"CAP_CHOWN\"]\nwritable = [\"/a\", \"/b\"]\nno_new_privileges = false\nallow_setuid = true\n",
         );
         let (conf, toml) = (conf.unwrap(), toml.unwrap());
         assert_eq!(warnings(&conf), warnings(&toml));

@@ -5,12 +5,14 @@ use super::diagnostics::{Report, Severity};
 use super::raw::{Located, RawDocument, RawEntry, RawProfile, RawTable, RawValue, Style, is_blank};
 use super::reader::COMMENT_HINT;
 use super::source::{Line, SourceFile};
+use super::words::closest;
 use crate::core::types::ProfileName;
 
 /// Where pairs go while an `agent.conf` is read.
 enum Section {
     Top,
     Tags,
+    Executor,
     Profile(String),
     /// Unknown, or a header that was reported already.
     Ignored,
@@ -42,6 +44,7 @@ pub(super) fn agent(source: &SourceFile, report: &mut Report) -> RawDocument {
         match &section {
             Section::Top => document.top.insert(source, report, &key.value, entry),
             Section::Tags => document.tags.insert(source, report, &key.value, entry),
+            Section::Executor => document.executor.insert(source, report, &key.value, entry),
             Section::Profile(name) => {
                 if let Some(profile) = document.profiles.get_mut(name) {
                     profile.table.insert(source, report, &key.value, entry);
@@ -176,13 +179,19 @@ fn header(
     let mut warn = |message: String| {
         report.add(source.diagnostic(Severity::Warning, &span, message));
     };
-    if matches!(lower.as_str(), "tags" | "profile") && lower != name {
+    if matches!(lower.as_str(), "tags" | "profile" | "executor") && lower != name {
         warn(format!(
             "section [{name}] is read as [{lower}]; the original's executor ignores it: write it in lower case"
         ));
     }
     match (lower.as_str(), sub) {
         ("tags", _) => Section::Tags,
+        ("executor", None) => Section::Executor,
+        ("executor", Some(sub)) => {
+            let message = format!("[executor] takes no name, but is followed by '{sub}'");
+            report.add(source.diagnostic(Severity::Error, &span, message));
+            Section::Ignored
+        }
         ("profile", None) => {
             let message = format!(
                 "Profile section needs a name ([profile <name>]) in '{}'",
@@ -209,7 +218,13 @@ fn header(
             }
         },
         _ => {
-            warn(format!("unknown section [{name}] is ignored"));
+            if closest(&lower, &["executor"]).is_some() {
+                // No older file has this section: passing over it would only drop the rules it was meant to set.
+                let message = format!("unknown section [{name}]; did you mean [executor]?");
+                report.add(source.diagnostic(Severity::Error, &span, message));
+            } else {
+                warn(format!("unknown section [{name}] is ignored"));
+            }
             Section::Ignored
         }
     }

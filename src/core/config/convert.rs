@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::Value;
 
-use super::{AgentConfig, Allowlist, AuthDefault, DispatcherConfig, ProfileConfig, RateSpec};
+use super::{AgentConfig, Allowlist, AuthDefault, DispatcherConfig, RateSpec};
 use crate::core::paths::Paths;
 use crate::core::types::AbsolutePath;
 
@@ -159,6 +159,7 @@ pub fn convert_agent(config: &AgentConfig, paths: &Paths) -> String {
             w.set(name, value.as_str());
         }
     }
+    w.executor(&config.executor);
     for (name, profile) in &config.profiles {
         w.section(&["profile", name.as_str()]);
         w.profile(profile);
@@ -176,15 +177,16 @@ pub fn convert_allowlist(allowlist: &Allowlist) -> String {
         w.section(&["scripts", name.as_str()]);
         w.set("path", entry.path.to_string());
         w.set("profile", entry.profile.as_str());
+        w.annotations(&entry.annotations);
     }
     w.text
 }
 
-fn absolute(paths: &[AbsolutePath]) -> Vec<String> {
+pub(super) fn absolute(paths: &[AbsolutePath]) -> Vec<String> {
     paths.iter().map(ToString::to_string).collect()
 }
 
-struct Writer {
+pub(super) struct Writer {
     text: String,
     root: std::path::PathBuf,
 }
@@ -206,30 +208,35 @@ impl Writer {
         }
     }
 
-    fn section(&mut self, names: &[&str]) {
+    pub(super) fn section(&mut self, names: &[&str]) {
         let names: Vec<String> = names.iter().map(|name| key_text(name)).collect();
         self.text.push_str(&format!("\n[{}]\n", names.join(".")));
     }
 
-    fn set(&mut self, key: &str, value: impl Into<Value>) {
+    pub(super) fn set(&mut self, key: &str, value: impl Into<Value>) {
         let value: Value = value.into();
         self.text
             .push_str(&format!("{} = {value}\n", key_text(key)));
     }
 
-    fn unless<T: PartialEq + Clone + Into<Value>>(&mut self, key: &str, value: &T, default: &T) {
+    pub(super) fn unless<T: PartialEq + Clone + Into<Value>>(
+        &mut self,
+        key: &str,
+        value: &T,
+        default: &T,
+    ) {
         if value != default {
             self.set(key, value.clone());
         }
     }
 
-    fn count(&mut self, key: &str, value: usize, default: usize) {
+    pub(super) fn count(&mut self, key: &str, value: usize, default: usize) {
         if value != default {
             self.set(key, i64::try_from(value).unwrap_or(i64::MAX));
         }
     }
 
-    fn seconds(&mut self, key: &str, value: Duration, default: Duration) {
+    pub(super) fn seconds(&mut self, key: &str, value: Duration, default: Duration) {
         if value != default {
             self.set(key, i64::try_from(value.as_secs()).unwrap_or(i64::MAX));
         }
@@ -276,20 +283,6 @@ impl Writer {
                 super::defaults::HOOK_TIMEOUT,
             );
         }
-    }
-
-    fn profile(&mut self, profile: &ProfileConfig) {
-        if let Some(user) = &profile.run_as {
-            self.set("run_as", user.as_str());
-        }
-        if !profile.caps.is_empty() {
-            let caps: Vec<String> = profile.caps.iter().map(ToString::to_string).collect();
-            self.set("caps", caps);
-        }
-        if !profile.writable.is_empty() {
-            self.set("writable", absolute(&profile.writable));
-        }
-        self.set("no_new_privileges", profile.no_new_privileges);
     }
 }
 
@@ -376,7 +369,11 @@ mod tests {
     fn allowlists_round_trip() {
         let host = Host::new();
         host.write("/etc/ctrl-exec-agent/agent.conf", REQUIRED);
-        let scripts = "a = /x/a\n-b_ = profile=p.q /x/b\"\\é\n";
+        let scripts = format!(
+            "a = /x/a\n-b_ = profile=p.q /x/b\"\\é\nc = /c digest=sha256:{} timeout=5 schema=/s\n",
+            "aB".repeat(32)
+        );
+        let scripts = scripts.as_str();
         let conf = host.write("/etc/ctrl-exec-agent/scripts.conf", scripts);
         let before = host.allowlist().unwrap().value;
         let text = convert_allowlist(&before);

@@ -63,7 +63,7 @@ pub fn load_agent(
         } else {
             conf_grammar::agent(source, report)
         };
-        agent::build(raw, source, paths, report)
+        agent::build(raw, source, paths, last_capability(), report)
     })
 }
 
@@ -84,12 +84,18 @@ pub fn load_allowlist(
             let tables = toml_front::scripts(source, report);
             scripts::from_toml(tables, source, report)
         } else {
-            scripts_conf::read(source, report)
+            scripts_conf::read(source, agent.executor.baseline, report)
         };
         let allowlist = scripts::build(raw, source, report);
-        scripts::warn_outside_dirs(&allowlist, agent, source, report);
+        scripts::check_against_agent(&allowlist, agent, paths, source, report);
         allowlist
     })
+}
+
+/// Number of the last capability of the running kernel, if it tells.
+fn last_capability() -> Option<u8> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok()?;
+    text.trim().parse().ok()
 }
 
 /// An empty file is what a crash or a full disk leaves: not the same as "all defaults, please".

@@ -9,8 +9,10 @@ mod agent;
 mod cidr;
 mod conf_grammar;
 mod convert;
+mod convert_security;
 mod defaults;
 mod dispatcher;
+mod executor;
 mod hook;
 mod load;
 mod profiles;
@@ -23,6 +25,7 @@ mod tags;
 #[cfg(test)]
 mod testing;
 mod toml_front;
+mod values;
 mod words;
 
 use std::collections::BTreeMap;

@@ -98,6 +98,8 @@ pub(super) struct RawDocument {
     pub(super) style: Style,
     pub(super) top: RawTable,
     pub(super) tags: RawTable,
+    /// `[executor]`
+    pub(super) executor: RawTable,
     pub(super) profiles: BTreeMap<String, RawProfile>,
 }
 
@@ -107,6 +109,7 @@ impl RawDocument {
             style,
             top: RawTable::default(),
             tags: RawTable::default(),
+            executor: RawTable::default(),
             profiles: BTreeMap::new(),
         }
     }

@@ -31,6 +31,8 @@ pub(super) struct Reader<'a> {
     context: String,
     /// Set while a value is read that holds ` #`: its messages get the hint.
     comment: Option<Range<usize>>,
+    /// What an unknown key is.
+    unknown: Severity,
 }
 
 impl<'a> Reader<'a> {
@@ -49,7 +51,16 @@ impl<'a> Reader<'a> {
             known: Vec::new(),
             context,
             comment: None,
+            unknown: match style {
+                Style::Conf => Severity::Warning,
+                Style::Toml => Severity::Error,
+            },
         }
+    }
+
+    /// Makes unknown keys errors, also in a `.conf` file.
+    pub(super) fn refuse_unknown(&mut self) {
+        self.unknown = Severity::Error;
     }
 
     fn add(&mut self, severity: Severity, span: &Range<usize>, message: &str) {
@@ -80,6 +91,11 @@ impl<'a> Reader<'a> {
 
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.entries.contains_key(key)
+    }
+
+    /// Drops a key that was judged already.
+    pub(super) fn forget(&mut self, key: &str) {
+        self.table.entries.remove(key);
     }
 
     /// Where a value stands, as long as it was not read.
@@ -129,11 +145,16 @@ impl<'a> Reader<'a> {
         let at = text
             .match_indices('#')
             .map(|(at, _)| at)
-            .find(|&at| text[..at].ends_with(is_blank))?;
+            .find(|&at| at == 0 || text[..at].ends_with(is_blank))?;
         Some(span.start + at..span.end)
     }
 
-    fn expected<T>(&mut self, key: &str, value: &Located<RawValue>, what: &str) -> Option<T> {
+    pub(super) fn expected<T>(
+        &mut self,
+        key: &str,
+        value: &Located<RawValue>,
+        what: &str,
+    ) -> Option<T> {
         let message = format!("'{key}' must be {what}, not {}", value.value.kind());
         self.error(&value.span, &message);
         None
@@ -144,7 +165,11 @@ impl<'a> Reader<'a> {
         self.read(key, |r, value| r.as_text(key, value))
     }
 
-    fn as_text(&mut self, key: &str, value: &Located<RawValue>) -> Option<Located<String>> {
+    pub(super) fn as_text(
+        &mut self,
+        key: &str,
+        value: &Located<RawValue>,
+    ) -> Option<Located<String>> {
         let RawValue::Text(text) = &value.value else {
             return self.expected(key, value, "a string");
         };
@@ -361,30 +386,26 @@ impl<'a> Reader<'a> {
         self.known.extend(tables);
         let left = std::mem::take(&mut self.table.entries);
         for (key, entry) in left {
-            let message = match (self.style, closest(&key, &self.known)) {
-                (Style::Conf, None) => format!("unknown key '{key}' is ignored"),
-                (Style::Conf, Some(near)) => {
+            let message = match (self.unknown, closest(&key, &self.known)) {
+                (Severity::Warning, None) => format!("unknown key '{key}' is ignored"),
+                (Severity::Warning, Some(near)) => {
                     format!("unknown key '{key}' is ignored; did you mean '{near}'?")
                 }
-                (Style::Toml, Some(near)) => format!(
+                (Severity::Error, Some(near)) => format!(
                     "unknown key '{key}'; did you mean '{near}'? Allowed: {}",
                     self.known.join(", ")
                 ),
-                (Style::Toml, None) => {
+                (Severity::Error, None) => {
                     format!("unknown key '{key}'; allowed: {}", self.known.join(", "))
                 }
             };
-            let severity = match self.style {
-                Style::Conf => Severity::Warning,
-                Style::Toml => Severity::Error,
-            };
-            self.add(severity, &entry.key_span, &message);
+            self.add(self.unknown, &entry.key_span, &message);
         }
         keys
     }
 }
 
-fn split(text: &str, start: usize, separator: fn(char) -> bool) -> Vec<Located<String>> {
+pub(super) fn split(text: &str, start: usize, separator: fn(char) -> bool) -> Vec<Located<String>> {
     let mut items = Vec::new();
     let mut at = 0;
     for part in text.split(separator) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::Baseline;
 use super::conf_grammar::{is_text, span_of};
 use super::diagnostics::{Report, Severity};
 use super::raw::{Located, is_blank};
@@ -15,11 +16,30 @@ pub(super) struct RawScript {
     pub(super) name: ScriptName,
     pub(super) path: Located<String>,
     pub(super) profile: Option<Located<String>>,
+    pub(super) digest: Option<Located<String>>,
+    /// Seconds, as text.
+    pub(super) timeout: Option<Located<String>>,
+    pub(super) schema: Option<Located<String>>,
+}
+
+/// A line with nothing on it but what its tokens are.
+#[derive(Debug, Default)]
+struct Tokens {
+    path: Option<Located<String>>,
+    bare: usize,
+    profile: Option<Located<String>>,
+    digest: Option<Located<String>>,
+    timeout: Option<Located<String>>,
+    schema: Option<Located<String>>,
 }
 
 /// Reads the lines. A name that stands on two lines is refused altogether: the original's two programs disagree about which line
-/// counts (spec/executor.md 8).
-pub(super) fn read(source: &SourceFile, report: &mut Report) -> Vec<RawScript> {
+/// counts (spec/executor.md 8). In `strict` that and unknown annotations are errors.
+pub(super) fn read(source: &SourceFile, baseline: Baseline, report: &mut Report) -> Vec<RawScript> {
+    let doubt = match baseline {
+        Baseline::Compat => Severity::Warning,
+        Baseline::Strict => Severity::Error,
+    };
     let mut lines: BTreeMap<ScriptName, (usize, Option<RawScript>)> = BTreeMap::new();
     for line in source.lines() {
         let content = line.text.trim_matches(is_blank);
@@ -31,7 +51,7 @@ pub(super) fn read(source: &SourceFile, report: &mut Report) -> Vec<RawScript> {
             report.add(source.diagnostic(Severity::Warning, &span_of(line), message));
             continue;
         };
-        let script = match script(line, &name, source, report) {
+        let script = match script(line, &name, source, doubt, report) {
             Ok(script) => Some(script),
             Err(why) => {
                 let message = format!("Allowlist: skipping '{name}' - {why}");
@@ -45,7 +65,7 @@ pub(super) fn read(source: &SourceFile, report: &mut Report) -> Vec<RawScript> {
             let message = format!(
                 "Allowlist: skipping '{name}' - the name stands in line {first} too; a script of two lines is refused, remove one of them"
             );
-            report.add(source.diagnostic(Severity::Warning, &span_of(line), message));
+            report.add(source.diagnostic(doubt, &span_of(line), message));
         } else {
             lines.insert(name, (number, script));
         }
@@ -65,34 +85,61 @@ fn script(
     line: Line<'_>,
     name: &ScriptName,
     source: &SourceFile,
+    doubt: Severity,
     report: &mut Report,
 ) -> Result<RawScript, String> {
     let value_start = line.text.find('=').map_or(line.text.len(), |at| at + 1);
-    let mut path: Option<Located<String>> = None;
-    let mut profile = None;
-    let mut bare = 0;
+    let mut found = Tokens::default();
     for token in tokens(line.text, value_start) {
         let span = line.start + token.span.start..line.start + token.span.end;
         let token = Located::new(token.value, span);
-        match annotation(&token.value) {
-            Some(("profile", value)) => {
-                let start = token.span.end - value.len();
-                profile = Some(Located::new(value.to_owned(), start..token.span.end));
+        let mut say = |severity, span: &std::ops::Range<usize>, message: String| {
+            report.add(source.diagnostic(severity, span, message));
+        };
+        let Some((key, value)) = annotation(&token.value) else {
+            if let Some(hint) = misspelt_digest(&token.value) {
+                say(
+                    Severity::Error,
+                    &token.span,
+                    format!("Script '{name}': {hint}"),
+                );
             }
-            Some((key, _)) => {
-                let message =
-                    format!("annotation '{key}=' of '{name}' is ignored; only 'profile=' is known");
-                report.add(source.diagnostic(Severity::Warning, &token.span, message));
+            found.bare += 1;
+            found.path.get_or_insert(token);
+            continue;
+        };
+        let start = token.span.end - value.len();
+        let value = Some(Located::new(value.to_owned(), start..token.span.end));
+        let field = match key {
+            // The last of several wins, as in the original.
+            "profile" => {
+                found.profile = value;
+                continue;
             }
-            None => {
-                bare += 1;
-                path.get_or_insert(token);
+            "digest" => &mut found.digest,
+            "timeout" => &mut found.timeout,
+            "schema" => &mut found.schema,
+            _ => {
+                let what = match doubt {
+                    Severity::Error => "unknown",
+                    Severity::Warning => "ignored",
+                };
+                let message = format!(
+                    "annotation '{key}=' of '{name}' is {what}; known are profile, digest, timeout, schema"
+                );
+                say(doubt, &token.span, message);
+                continue;
             }
+        };
+        if field.is_some() {
+            let message = format!("Script '{name}': '{key}=' stands on the line twice");
+            say(Severity::Error, &token.span, message);
         }
+        *field = value;
     }
-    match path {
+    match found.path {
         None => Err("no script path".to_owned()),
-        Some(_) if bare > 1 => {
+        Some(_) if found.bare > 1 => {
             let hint = if line.text.contains(" #") || line.text.contains("\t#") {
                 format!(" ({COMMENT_HINT})")
             } else {
@@ -106,9 +153,24 @@ fn script(
         Some(path) => Ok(RawScript {
             name: name.clone(),
             path,
-            profile,
+            profile: found.profile,
+            digest: found.digest,
+            timeout: found.timeout,
+            schema: found.schema,
         }),
     }
+}
+
+/// `sha256=...` and `sha256:...` are not annotations to the original but second paths: the whole line would be skipped.
+fn misspelt_digest(token: &str) -> Option<String> {
+    let lower = token.to_ascii_lowercase();
+    let hash = ["sha256=", "sha256:", "digest:"]
+        .iter()
+        .find_map(|begin| lower.strip_prefix(begin))?;
+    let hash = hash.trim_start_matches("sha256:");
+    Some(format!(
+        "'{token}' is no annotation (their names have no digits): write digest=sha256:{hash}"
+    ))
 }
 
 /// `[a-z_]+=...`
@@ -146,7 +208,7 @@ mod tests {
     fn scripts(text: &str) -> (Vec<Shown>, Vec<String>) {
         let source = SourceFile::new(Path::new("s.conf"), text.as_bytes());
         let mut report = Report::default();
-        let scripts = read(&source, &mut report)
+        let scripts = read(&source, Baseline::Compat, &mut report)
             .into_iter()
             .map(|s| {
                 let profile = s.profile.map(|p| p.value);
@@ -189,7 +251,6 @@ mod tests {
             ("a = profile=x", "'a' - no script path"),
             ("a = /x /y", "'a' - more than one path on the line"),
             ("a = /x # note", "inline '# ...' comments are not supported"),
-            ("a = /x sha256=ff", "more than one path"),
             ("a = x/y", "'a' - path must be absolute: x/y"),
         ] {
             let (list, said) = scripts(line);
@@ -209,19 +270,59 @@ mod tests {
         }
     }
 
+    fn said(text: &str, baseline: Baseline) -> Vec<String> {
+        let source = SourceFile::new(Path::new("s.conf"), text.as_bytes());
+        let mut report = Report::default();
+        read(&source, baseline, &mut report);
+        let said = report.into_diagnostics();
+        said.iter().map(|d| d.headline()).collect()
+    }
+
     #[test]
-    fn unknown_annotations_are_named() {
-        let (list, said) = scripts("a = /x digest=sha256:00 timeout=3\n");
+    fn unknown_annotations_are_named_and_in_strict_refused() {
+        let line = "a = /x digset=sha256:00 async=yes\n";
+        let (list, warned) = scripts(line);
         assert_eq!(list.len(), 1);
-        assert!(said[0].contains("1:8: warning: annotation 'digest=' of 'a' is ignored"));
-        assert_eq!(said.len(), 2);
+        assert!(warned[0].contains("1:8: warning: annotation 'digset=' of 'a' is ignored"));
+        assert_eq!(warned.len(), 2);
+        let refused = said(line, Baseline::Strict);
+        assert!(refused[0].contains("1:8: error: annotation 'digset=' of 'a' is unknown"));
+        assert_eq!(refused.len(), 2);
+    }
+
+    #[test]
+    fn two_lines_of_one_name_are_an_error_in_strict() {
+        let refused = said("a = /x\na = /x\n", Baseline::Strict);
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].contains("2:1: error: "), "{refused:?}");
+        assert!(refused[0].contains("stands in line 1 too"));
+    }
+
+    #[test]
+    fn misspelt_digests_get_help_in_both_baselines() {
+        for baseline in [Baseline::Compat, Baseline::Strict] {
+            for token in [
+                "sha256=FF00",
+                "sha256:ff00",
+                "digest:sha256:ff00",
+                "SHA256=ff00",
+            ] {
+                let said = said(&format!("a = /x {token}\n"), baseline);
+                assert!(said[1].contains("1:8: error: Script 'a': '"), "{said:?}");
+                assert!(said[1].contains("write digest=sha256:ff00"), "{said:?}");
+            }
+            let twice = said("a = /x timeout=1 timeout=2\n", baseline);
+            assert!(
+                twice[0].contains("1:18: error: Script 'a': 'timeout=' stands on the line twice")
+            );
+        }
     }
 
     proptest! {
         #[test]
         fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let source = SourceFile::new(Path::new("f"), &bytes);
-            read(&source, &mut Report::default());
+            read(&source, Baseline::Strict, &mut Report::default());
         }
 
         #[test]

@@ -179,6 +179,34 @@ pub enum LimitKind {
     Core,
 }
 
+impl LimitKind {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Self; 8] = [
+        Self::Nofile,
+        Self::Nproc,
+        Self::Fsize,
+        Self::As,
+        Self::Cpu,
+        Self::Stack,
+        Self::Memlock,
+        Self::Core,
+    ];
+
+    /// The key of a profile.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Nofile => "limit_nofile",
+            Self::Nproc => "limit_nproc",
+            Self::Fsize => "limit_fsize",
+            Self::As => "limit_as",
+            Self::Cpu => "limit_cpu",
+            Self::Stack => "limit_stack",
+            Self::Memlock => "limit_memlock",
+            Self::Core => "limit_core",
+        }
+    }
+}
+
 /// `[profile NAME]`, complete.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ProfileConfig {
@@ -220,7 +248,8 @@ pub struct ProfileConfig {
     /// True: `/proc/sys` and the like can be written to.
     pub kernel_tunables_writable: bool,
     pub devices: Protected<Devices>,
-    /// The cgroup files `memory.max`, `memory.high`, `pids.max`, `cpu.max`, `io.max` and what is written to them, validated.
+    /// The cgroup files `memory.max`, `memory.high`, `pids.max`, `cpu.max`, `io.max` and what is written to them, validated. The kernel
+    /// takes one device at a time: each line of `io.max` is a write of its own.
     pub cgroup_limits: BTreeMap<&'static str, String>,
     pub cgroup: Want,
     /// `None` = unlimited.
@@ -233,7 +262,8 @@ pub struct ProfileConfig {
     pub nice: i32,
     /// -1000..=1000
     pub oom_score_adj: i32,
-    /// Names and values beyond the fixed environment.
+    /// Names and values beyond the fixed environment; never `PATH` nor `ENVEXEC_...`, each name once. They replace what the baseline
+    /// sets under the same name.
     pub env: Vec<(String, String)>,
     pub script_trust: ScriptTrust,
     pub apparmor: Option<String>,
@@ -323,6 +353,27 @@ impl ProfileConfig {
             root_semantics: true,
             verified_copy: None,
             i_understand_unconfined: false,
+        }
+    }
+}
+
+impl ProfileConfig {
+    /// Gives the keys their default that hangs on `caps` and `writable`.
+    pub(super) fn settle_defaults(&mut self) {
+        if self.caps.contains(&Capability::CAP_KILL) {
+            // A script that is there to signal others must see them.
+            self.processes = Protected::tried(Scope::Host);
+        }
+        if self.baseline == Baseline::Compat {
+            self.private_tmp = !self.writable.is_empty();
+        }
+    }
+
+    /// Whether scripts run with uid 0, as far as the text tells: another account may have that uid too.
+    pub fn runs_as_root(&self) -> bool {
+        match self.run_as.as_deref() {
+            None | Some("root") => true,
+            Some(user) => user.parse::<u64>() == Ok(0),
         }
     }
 }

@@ -24,6 +24,11 @@ pub(super) fn document(source: &SourceFile, report: &mut Report, agent: bool) ->
         let hint = "'tags' must be a table: [tags]";
         document.tags = table_or_error(source, report, tags.value, hint).unwrap_or_default();
     }
+    if let Some(executor) = document.top.entries.remove("executor") {
+        let hint = "'executor' must be a table: [executor]";
+        document.executor =
+            table_or_error(source, report, executor.value, hint).unwrap_or_default();
+    }
     if let Some(profiles) = document.top.entries.remove("profile") {
         let hint = "'profile' must be a table of profiles: [profile.NAME]";
         let profiles = table_or_error(source, report, profiles.value, hint).unwrap_or_default();

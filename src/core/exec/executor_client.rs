@@ -91,9 +91,9 @@ fn outcome(Cut { reply, cut }: Cut) -> Outcome {
         truncated: truncated || cut,
         signal: extras.signal,
         timed_out: extras.timed_out || extras.kind == Kind::Timeout,
+        cancelled: extras.kind == Kind::Cancelled,
         stdout: reply.stdout,
         stderr: reply.stderr,
-        cancelled: extras.kind == Kind::Cancelled,
         stdin_unsent: None,
     }
 }

@@ -1,11 +1,13 @@
 //! From the name of a script to the decision whether and how it may run. Agent, executor and checks all ask here
 //! (spec/executor.md 5).
 
+pub mod lint;
+pub mod protected;
 pub mod schema;
 
 use std::path::{Path, PathBuf};
 
-use crate::core::config::{AgentConfig, Allowlist};
+use crate::core::config::{AgentConfig, Allowlist, ProfileConfig};
 use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
 
 /// A script that may run, and under which profile.
@@ -30,6 +32,33 @@ pub enum Refusal {
     /// Its profile is not defined.
     #[error("undefined profile")]
     UndefinedProfile,
+}
+
+impl Refusal {
+    /// The word behind `DENY` in the output of `resolve`, also REASON of `exec-deny` (spec/executor.md 2.2, 12).
+    pub fn deny_word(self) -> &'static str {
+        match self {
+            Self::NotPermitted => "not-allowlisted",
+            Self::NotInScriptDirs => "not-in-script-dirs",
+            Self::UndefinedProfile => "undefined-profile",
+        }
+    }
+}
+
+/// The line of `resolve` for a script that may run, without newline (spec/executor.md 2.2): every list in the order of the file, `run_as`
+/// empty when it is not set.
+pub fn ok_line(resolved: &Resolved, profile: &ProfileConfig) -> String {
+    let caps: Vec<String> = profile.caps.iter().map(ToString::to_string).collect();
+    let writable: Vec<String> = profile.writable.iter().map(ToString::to_string).collect();
+    format!(
+        "OK path={}|profile={}|run_as={}|nnp={}|caps={}|writable={}",
+        resolved.path,
+        resolved.profile,
+        profile.run_as.as_deref().unwrap_or_default(),
+        u8::from(profile.no_new_privileges),
+        caps.join(","),
+        writable.join(":"),
+    )
 }
 
 /// Decides about one request. Looks at the file system only when `script_dirs` is set.
@@ -95,7 +124,7 @@ fn real_path(path: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::config::{Annotations, ProfileConfig, ScriptEntry};
+    use crate::core::config::{Annotations, ScriptEntry};
     use crate::core::paths::{Paths, Platform};
 
     fn agent(dirs: &[&str], profiles: &[&str]) -> AgentConfig {
@@ -156,6 +185,31 @@ mod tests {
         assert_eq!(decide("a", &config), Err(Refusal::NotInScriptDirs));
         let config = agent(&["/elsewhere/"], &[]);
         assert_eq!(decide("a", &config), Err(Refusal::UndefinedProfile));
+    }
+
+    #[test]
+    fn the_lines_of_resolve() {
+        assert_eq!(Refusal::NotPermitted.deny_word(), "not-allowlisted");
+        assert_eq!(Refusal::NotInScriptDirs.deny_word(), "not-in-script-dirs");
+        assert_eq!(Refusal::UndefinedProfile.deny_word(), "undefined-profile");
+        let config = agent(&[], &["p.1"]);
+        let resolved = resolve("a", &allow("a", "/opt/../x y", "p.1"), &config).unwrap();
+        let mut profile = ProfileConfig::default();
+        assert_eq!(
+            ok_line(&resolved, &profile),
+            "OK path=/opt/../x y|profile=p.1|run_as=|nnp=1|caps=|writable="
+        );
+        profile.run_as = Some("nobody".to_owned());
+        profile.no_new_privileges = false;
+        profile.caps = vec![
+            caps::Capability::CAP_NET_BIND_SERVICE,
+            caps::Capability::CAP_CHOWN,
+        ];
+        profile.writable = ["/a", "/b"].map(|p| AbsolutePath::new(p).unwrap()).to_vec();
+        assert_eq!(
+            ok_line(&resolved, &profile),
+            "OK path=/opt/../x y|profile=p.1|run_as=nobody|nnp=0|caps=CAP_NET_BIND_SERVICE,CAP_CHOWN|writable=/a:/b"
+        );
     }
 
     #[test]

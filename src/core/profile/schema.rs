@@ -43,10 +43,16 @@ pub fn sidecar_path(script: &AbsolutePath) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// Reads the sidecar of a script. Never fails: a bad sidecar must not harm its script.
-pub fn load(script: &AbsolutePath) -> Sidecar {
-    match read(&sidecar_path(script)) {
+/// Reads the sidecar of a script: the file of its annotation `schema=`, else the one beside it. Never fails: a bad sidecar must not
+/// harm its script.
+pub fn load(script: &AbsolutePath, annotated: Option<&AbsolutePath>) -> Sidecar {
+    let path = annotated.map_or_else(|| sidecar_path(script), |path| path.as_path().to_owned());
+    match read(&path) {
         Ok(bytes) => judge(&bytes),
+        // A file that somebody has named should be there.
+        Err(Unreadable::Absent) if annotated.is_some() => Sidecar::Skipped {
+            reason: format!("cannot read: '{}' does not exist", path.display()),
+        },
         Err(Unreadable::Absent) => Sidecar::Absent,
         Err(Unreadable::Because(reason)) => Sidecar::Skipped { reason },
     }
@@ -340,19 +346,42 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("check.sh");
         let script = AbsolutePath::new(&script.to_string_lossy()).unwrap();
-        assert_eq!(load(&script), Sidecar::Absent);
+        assert_eq!(load(&script, None), Sidecar::Absent);
         let path = dir.path().join("check.sh.schema.json");
         let fill = |n: usize| format!("{{\"d\":\"{}\"}}", "x".repeat(n - 8));
         std::fs::write(&path, fill(65_536)).unwrap();
-        assert!(matches!(load(&script), Sidecar::Loaded(_)));
+        assert!(matches!(load(&script, None), Sidecar::Loaded(_)));
         std::fs::write(&path, fill(65_537)).unwrap();
         let reason = "oversize: 65537 > 65536 bytes".to_owned();
-        assert_eq!(load(&script), Sidecar::Skipped { reason });
+        assert_eq!(load(&script, None), Sidecar::Skipped { reason });
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();
         assert!(matches!(
-            load(&script),
+            load(&script, None),
             Sidecar::Skipped { reason } if reason.starts_with("cannot read:")
+        ));
+    }
+
+    #[test]
+    fn an_annotation_names_another_file_which_must_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| AbsolutePath::new(&dir.path().join(name).to_string_lossy()).unwrap();
+        let script = at("check.sh");
+        std::fs::write(
+            dir.path().join("check.sh.schema.json"),
+            "{\"version\":\"beside\"}",
+        )
+        .unwrap();
+        std::fs::write(dir.path().join("other.json"), "{\"version\":\"named\"}").unwrap();
+        let version = |annotated: Option<&AbsolutePath>| match load(&script, annotated) {
+            Sidecar::Loaded(schema) => schema.version,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(version(None), json!("beside"));
+        assert_eq!(version(Some(&at("other.json"))), json!("named"));
+        assert!(matches!(
+            load(&script, Some(&at("absent.json"))),
+            Sidecar::Skipped { reason } if reason.contains("absent.json' does not exist")
         ));
     }
 

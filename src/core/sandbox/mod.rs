@@ -10,6 +10,7 @@ pub mod identity;
 pub mod landlock;
 pub mod prepare;
 pub mod script;
+pub mod tree;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -45,6 +46,30 @@ pub enum Protection {
 }
 
 impl Protection {
+    /// In the order of their bits.
+    pub const ALL: [Self; 20] = [
+        Self::NoNewPrivileges,
+        Self::Capabilities,
+        Self::FileSystemView,
+        Self::ReadOnlyRoot,
+        Self::PrivateTmp,
+        Self::KernelTunables,
+        Self::MinimalDevices,
+        Self::Landlock,
+        Self::Seccomp,
+        Self::NoUserNamespaces,
+        Self::PrivateProcesses,
+        Self::PrivateIpc,
+        Self::Network,
+        Self::Cgroup,
+        Self::ResourceLimits,
+        Self::ScriptTrust,
+        Self::Digest,
+        Self::VerifiedCopy,
+        Self::AppArmor,
+        Self::SeLinux,
+    ];
+
     /// As logs, `check` and `/capabilities` spell it.
     pub fn name(self) -> &'static str {
         match self {

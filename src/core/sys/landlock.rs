@@ -52,3 +52,20 @@ pub fn restrict_self(ruleset: BorrowedFd<'_>) -> Result<(), Errno> {
         unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) };
     if done == 0 { Ok(()) } else { Err(last_error()) }
 }
+
+/// The ABI of this kernel, 0 without Landlock.
+#[cfg(test)]
+pub fn abi_for_test() -> u32 {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag the call takes no structure and only returns a number.
+    #[allow(unsafe_code)]
+    let abi = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            VERSION,
+        )
+    };
+    u32::try_from(abi).unwrap_or(0)
+}

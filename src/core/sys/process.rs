@@ -82,8 +82,7 @@ pub fn spawn(
     let before = signals::block_all();
     let made = clone(birth);
     if matches!(made, Ok((0, _))) {
-        let _never_back = NeverBack;
-        match child() {}
+        be(child);
     }
     signals::restore(&before);
     let (pid, pidfd) = made?;
@@ -91,6 +90,15 @@ pub fn spawn(
     // SAFETY: the kernel made this descriptor for us alone and nobody else knows it.
     let pidfd = (pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) });
     Ok((pid, pidfd))
+}
+
+#[allow(
+    unreachable_code,
+    reason = "the guard is for a child that unwinds, which no type can rule out"
+)]
+fn be(child: impl FnOnce() -> Infallible) -> ! {
+    let _never_back = NeverBack;
+    match child() {}
 }
 
 /// pid and pidfd (-1: none); pid 0 in the child.
@@ -140,6 +148,9 @@ pub struct Strings {
     texts: Vec<CString>,
     pointers: Vec<*const c_char>,
 }
+
+// SAFETY: the pointers go to text that the value itself owns and never changes.
+unsafe impl Send for Strings {}
 
 impl Strings {
     pub fn new(texts: Vec<CString>) -> Self {

@@ -43,12 +43,14 @@ impl SignalSet {
     /// With these signals, which must be real ones (from 1).
     pub fn of(signals: &[i32]) -> Self {
         let mut set = Self::empty();
-        let width = size_of::<libc::c_ulong>() * 8;
+        let width = libc::c_ulong::BITS;
         for signal in signals {
-            if let Some(bit) = usize::try_from(*signal)
+            let Some(bit) = u32::try_from(*signal).ok().and_then(|n| n.checked_sub(1)) else {
+                continue;
+            };
+            if let Some(word) = usize::try_from(bit / width)
                 .ok()
-                .and_then(|number| number.checked_sub(1))
-                && let Some(word) = set.0.get_mut(bit / width)
+                .and_then(|at| set.0.get_mut(at))
             {
                 *word |= 1 << (bit % width);
             }

@@ -111,6 +111,65 @@ fn duration(time: libc::timeval) -> Duration {
         + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
 }
 
+/// Runs `body` in a process of its own that has one thread, as supervisors have, and fails with its failure. For tests: a test program
+/// has many threads and many children.
+#[cfg(test)]
+#[track_caller]
+pub fn in_own_process(body: impl FnOnce()) {
+    let (mut heard, told) = std::io::pipe().unwrap();
+    // SAFETY: the C library makes its allocator usable in the child of a process with threads; the child takes no lock of ours and ends
+    // by _exit below.
+    #[allow(unsafe_code)]
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        drop(heard);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        if let Err(panic) = &result {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            let _ = io::Write::write_all(&mut &told, text.unwrap_or("?").as_bytes());
+        }
+        // SAFETY: ends this process without the destructors of a copy that is not ours.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::_exit(i32::from(result.is_err()))
+        }
+    }
+    drop(told);
+    let pid = Pid::from_raw(pid).unwrap();
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let reaped = loop {
+        if let Some(reaped) = reap(pid).unwrap() {
+            break reaped;
+        }
+        if std::time::Instant::now() >= end {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            panic!("the process of a test did not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    if reaped.status != 0 {
+        let mut text = String::new();
+        let _ = io::Read::read_to_string(&mut heard, &mut text);
+        panic!("status {:#x}: {text}", reaped.status);
+    }
+}
+
+/// Blocks no signal any more. For tests whose children are not made by the sandbox, which does this.
+#[cfg(test)]
+pub fn unblock_signals() {
+    // SAFETY: `set` is a live sigset_t of our own that sigemptyset initialises; all-zero is a valid value to begin with.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

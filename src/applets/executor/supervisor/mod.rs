@@ -1,10 +1,313 @@
 //! One process per connection: reads the request, decides, starts, watches, answers (spec/executor.md 10, 15.7).
 
+mod connection;
+mod course;
+mod decide;
+mod orders;
+mod report;
+mod streams;
+mod watch;
+
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::process::Signal;
 
 use super::house::{House, Peer};
+use super::jobs::{Job, JobError, answer};
+use connection::{NoFrame, REPLY_PATIENCE, read_frame, write_reply};
+use course::shortest;
+use decide::{Decided, Refused, decide};
+use report::{NOT_RUN, REFUSED};
+use watch::{Rules, linger, pipes, watch};
+
+use crate::core::exec::frame::{self, FrameError, Kind, Reply, Request, encode_reply};
+use crate::core::sandbox::cgroup::{self, Hierarchy, Leaf};
+use crate::core::sandbox::identity::{self, Identity};
+use crate::core::sandbox::prepare::{Prepared, RunOrder, prepare};
+use crate::core::sandbox::tree::Tree;
+use crate::core::sandbox::{NotPrepared, Protections, script};
+use crate::core::sys::wait::take_over_signals;
 
 /// Serves one connection in a process of its own. Returns when everything is done and logged; the caller exits.
-pub(super) fn supervise(_connection: UnixStream, _peer: Peer, _house: &House) {
-    todo!()
+pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House) {
+    let Ok(signals) = take_over_signals(&[Signal::TERM, Signal::USR1, Signal::CHILD]) else {
+        return;
+    };
+    // What a script leaves behind becomes our child. Before Linux 3.4 only its process group can be killed.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    if connection.set_nonblocking(true).is_err() {
+        return;
+    }
+    let served = Served {
+        connection: Some(connection),
+        peer,
+        house,
+        signals,
+    };
+    served.serve();
+}
+
+struct Served<'a> {
+    /// `None` once a detached run has been answered.
+    connection: Option<UnixStream>,
+    peer: Peer,
+    house: &'a House,
+    signals: OwnedFd,
+}
+
+/// Ready to start.
+struct Ready {
+    prepared: Prepared,
+    identity: Identity,
+    leaf: Option<Leaf>,
+}
+
+impl Served<'_> {
+    fn serve(mut self) {
+        let executor = &self.house.policy.config.executor;
+        let Some(connection) = &self.connection else {
+            return;
+        };
+        let frame = read_frame(
+            connection.as_fd(),
+            executor.request_timeout,
+            executor.max_frame,
+        );
+        let body = match frame {
+            Ok(body) => body,
+            Err(NoFrame::Silence) => return,
+            Err(other) => return report::malformed(self.peer, other.word()).warning(),
+        };
+        let mut request = match frame::decode_request(&body) {
+            Ok(request) => request,
+            Err(FrameError::NoFrame(why)) => {
+                return report::malformed(self.peer, why).warning();
+            }
+            Err(FrameError::Malformed(why)) => {
+                report::malformed(self.peer, why).warning();
+                let reply = report::refusal(REFUSED, Kind::Denied, "malformed request");
+                return self.answer(&reply);
+            }
+        };
+        drop(body);
+        if let Some(order) = request.extras.job {
+            let answer = orders::obey(order, &request, self.house, connection, &self.signals);
+            if let Some(answer) = answer {
+                write_reply(connection.as_fd(), &answer, REPLY_PATIENCE);
+            }
+            return;
+        }
+        let house = self.house;
+        match decide(&request, house) {
+            Ok(decided) => self.run(&mut request, &decided),
+            Err(refused) => self.refuse(&request, &refused),
+        }
+    }
+
+    fn answer(&self, reply: &Reply) {
+        if let Some(connection) = &self.connection {
+            write_reply(connection.as_fd(), &encode_reply(reply), REPLY_PATIENCE);
+        }
+    }
+
+    fn refuse(&self, request: &Request, refused: &Refused) {
+        report::denied(request, refused.reason).warning();
+        self.answer(&report::refusal(refused.exit, refused.kind, &refused.text));
+    }
+
+    fn run(&mut self, request: &mut Request, decided: &Decided<'_>) {
+        let job = if request.extras.detach {
+            match Job::begin(&self.house.jobs, request) {
+                Ok(job) => Some(job),
+                Err(e @ JobError::Io { .. }) => {
+                    report::setup_failed(request, decided, "job", &e.to_string()).err();
+                    return self.answer(&report::refusal(REFUSED, Kind::Setup, e));
+                }
+                Err(e) => {
+                    let refused = Refused::new(REFUSED, "limit", e.to_string());
+                    return self.refuse(request, &refused);
+                }
+            }
+        } else {
+            None
+        };
+        let mut report = Protections::default();
+        match self.ready(request, decided, &mut report) {
+            Ok(ready) => self.start(request, decided, ready, &report, job),
+            Err(not) => {
+                if let Some(job) = job {
+                    job.drop_it();
+                }
+                let kind = if not.reason == "setup" {
+                    report::setup_failed(request, decided, "prepare", &not.text).err();
+                    Kind::Setup
+                } else {
+                    report::denied(request, not.reason).warning();
+                    Kind::Denied
+                };
+                self.answer(&report::refusal(NOT_RUN, kind, &not.text));
+            }
+        }
+    }
+
+    /// Everything before the fork.
+    fn ready(
+        &self,
+        request: &Request,
+        decided: &Decided<'_>,
+        report: &mut Protections,
+    ) -> Result<Ready, NotPrepared> {
+        let (house, profile) = (self.house, decided.profile.as_ref());
+        let identity = match house.unprivileged {
+            None => identity::resolve(profile)?,
+            Some(_) => ourselves(),
+        };
+        let checked = script::check(
+            decided.script.path.as_path(),
+            identity.uid,
+            profile,
+            decided.annotations,
+            &house.policy.config.executor,
+            report,
+        )?;
+        let leaf = match &house.hierarchy {
+            Ok(hierarchy) => {
+                let name = Hierarchy::name_of(std::process::id());
+                hierarchy.leaf(&name, profile, report)?
+            }
+            Err(why) => cgroup::unavailable(why, profile, report).map(|()| None)?,
+        };
+        let order = RunOrder {
+            script: &decided.script,
+            profile,
+            args: &request.args,
+            reqid: &request.reqid,
+            identity: identity.clone(),
+            checked,
+            protected: &house.protected,
+            features: &house.features,
+            leaf: leaf.as_ref(),
+        };
+        match prepare(order, report) {
+            Ok(prepared) => Ok(Ready {
+                prepared,
+                identity,
+                leaf,
+            }),
+            Err(not) => {
+                if let Some(leaf) = leaf {
+                    leaf.remove();
+                }
+                Err(not)
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        request: &mut Request,
+        decided: &Decided<'_>,
+        ready: Ready,
+        protections: &Protections,
+        job: Option<Job>,
+    ) {
+        let profile = decided.profile.as_ref();
+        let files = job.as_ref().map(Job::files).transpose();
+        let born = files.and_then(|files| {
+            let (ends, io) = pipes()?;
+            Ok((ready.prepared.start(io)?, ends, files))
+        });
+        let (started, ends, files) = match born {
+            Ok(born) => born,
+            Err(e) => {
+                if let Some(leaf) = ready.leaf {
+                    leaf.remove();
+                }
+                if let Some(job) = job {
+                    job.drop_it();
+                }
+                report::setup_failed(request, decided, "fork", &e.to_string()).err();
+                return self.answer(&report::internal_failure());
+            }
+        };
+        if job.is_some() {
+            self.answer(&answer(0, Kind::Running));
+            self.connection = None;
+        }
+        let executor = &self.house.policy.config.executor;
+        let timeout = shortest(&[
+            profile.timeout,
+            decided.annotations.timeout,
+            request.extras.timeout,
+        ]);
+        let rules = Rules {
+            timeout,
+            kill_grace: profile.kill_grace,
+            drain_grace: executor.drain_grace,
+            on_disconnect: profile.on_disconnect,
+            leftovers: profile.leftovers,
+            max_output: executor.max_output,
+            stdin: std::mem::take(&mut request.stdin),
+            files,
+        };
+        let tree = Tree::new(started.pid, started.init, ready.leaf);
+        let client = self.connection.as_ref();
+        let (mut ended, left) = watch(started, tree, ends, rules, client, &self.signals);
+
+        let failed = ended.failed.map(|failed| {
+            let text = failed.text(&ready.prepared);
+            report::setup_failed(request, decided, failed.step.name(), &failed.errno_text()).err();
+            (text, failed.step)
+        });
+        let (written, killed) = (ended.written, ended.left);
+        let bits = protections.enforced_bits();
+        let reply = report::settle(&mut ended, failed, timeout, bits);
+        let kind = reply.extras.unwrap_or_default().kind;
+        report::ran(
+            request,
+            &decided.script.path.to_string(),
+            decided.script.profile.as_str(),
+            &ready.identity,
+            self.peer,
+            &reply,
+            written,
+        )
+        .info();
+        if let Some(reason) = report::kill_reason(kind) {
+            report::about("exec-kill", request)
+                .field("REASON", reason)
+                .field("LEFT", killed)
+                .warning();
+        }
+        match job {
+            None => self.answer(&reply),
+            Some(job) => {
+                if let Err(e) = job.end(&reply) {
+                    report::setup_failed(request, decided, "result", &e.to_string()).err();
+                }
+            }
+        }
+        // The client has its answer and need not wait for what stays.
+        self.connection = None;
+        if let Some(tree) = left {
+            linger(
+                tree,
+                profile.kill_grace.max(Duration::from_millis(100)),
+                &self.signals,
+            );
+        }
+    }
+}
+
+/// Without root there is nobody else that a script could run as.
+fn ourselves() -> Identity {
+    Identity {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        groups: Vec::new(),
+        name: None,
+        home: "/".to_owned(),
+    }
 }

@@ -42,6 +42,22 @@ impl Hierarchy {
         Self::below(&base)
     }
 
+    /// Groups of their own beside those of any service, for one process that tries a run out. To be ended by [`Hierarchy::dissolve`].
+    ///
+    /// # Errors
+    /// Why there is no usable cgroup v2.
+    pub fn apart() -> Result<Self, String> {
+        Self::below(&place::apart()?)
+    }
+
+    /// Removes the groups again; what still runs in one keeps it.
+    pub fn dissolve(self) {
+        let _ = std::fs::remove_dir(&self.runs);
+        if let Some(base) = self.runs.parent() {
+            let _ = std::fs::remove_dir(base);
+        }
+    }
+
     fn below(base: &Path) -> Result<Self, String> {
         let runs = base.join("runs");
         make(&runs).map_err(|e| cannot("make", &runs, &e))?;

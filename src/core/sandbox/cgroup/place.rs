@@ -46,6 +46,15 @@ pub(super) fn own() -> Result<PathBuf, String> {
     Ok(own)
 }
 
+/// A new group at the top, named after this process. The one that we sit in may be a service manager's.
+pub(super) fn apart() -> Result<PathBuf, String> {
+    let (mount, _) = own_group()?;
+    super::switch_on(&mount);
+    let group = mount.join(format!("{TOP}-try-{}", std::process::id()));
+    make(&group).map_err(|e| cannot("make", &group, &e))?;
+    Ok(group)
+}
+
 fn step_aside(group: &Path) -> Result<(), String> {
     let aside = group.join(SUPERVISOR);
     make(&aside).map_err(|e| cannot("make", &aside, &e))?;

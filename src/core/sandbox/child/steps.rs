@@ -39,9 +39,12 @@ pub(super) fn surroundings(run: &Run<'_>) -> Done {
         .and_then(|file| write(file, b"0"))
         .map_err(Step::Cgroup.failed())?;
     }
-    // By the host's `/proc`, as long as we have it.
+    // By the host's `/proc`, which the view may make read-only or cover. Both go through a fork to the script.
     if let Some(text) = &prepared.oom_score_adj {
         write_to(c"/proc/self/oom_score_adj", text.as_bytes()).map_err(Step::Limits.failed())?;
+    }
+    for (file, label) in &prepared.labels {
+        write_to(file, label).map_err(Step::Lsm.failed())?;
     }
     if let Some(nice) = prepared.nice {
         setpriority_process(None, nice).map_err(Step::Limits.failed())?;
@@ -62,9 +65,6 @@ pub(super) fn script(run: &Run<'_>) -> Result<Infallible, StepFailed> {
     signals::restore(&signals::SignalSet::empty());
     for (resource, limit) in &prepared.limits {
         setrlimit(*resource, *limit).map_err(Step::Limits.failed())?;
-    }
-    for (file, label) in &prepared.labels {
-        write_to(file, label).map_err(Step::Lsm.failed())?;
     }
     // Without no_new_privs both need CAP_SYS_ADMIN, which is about to go.
     if !prepared.no_new_privileges {

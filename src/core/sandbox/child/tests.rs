@@ -12,10 +12,14 @@ use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
 
 use super::*;
 use crate::core::config::{Baseline, LimitKind, Network, ProfileConfig, Protected, Scope};
+use crate::core::profile::Resolved;
 use crate::core::sandbox::features::Features;
 use crate::core::sandbox::identity::Identity;
 use crate::core::sandbox::prepare::tests::{assembled, features, root};
-use crate::core::types::AbsolutePath;
+use crate::core::sandbox::prepare::{RunOrder, prepare};
+use crate::core::sandbox::script::Checked;
+use crate::core::sandbox::{Level, ProtectedPaths, Protection, Protections};
+use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -257,12 +261,9 @@ fn nothing_is_inherited_but_the_three_streams() {
     let leaked = File::open("/dev/null").unwrap();
     rustix::io::fcntl_setfd(&leaked, rustix::io::FdFlags::empty()).unwrap();
     let mut old = features(true);
-    (old.close_range, old.clone3) = (false, false);
+    (old.close_range, old.clone3, old.pidfd) = (false, false, false);
     for features in [features(true), old] {
         for profile in [compat(), own_namespace()] {
-            let text = "ls /proc/$(exec sh -c 'read -r pid rest < /proc/self/stat; echo $PPID' >/dev/null; \
-                        read -r pid rest < /proc/self/stat; echo $pid)/fd | tr '\\n' ' '";
-            let _ = text;
             let text = "read -r pid rest < /proc/self/stat; ls /proc/$pid/fd; cat; while read -r l; do echo \"$l\"; done < /proc/self/status";
             let run = begin(prepared(&profile, nobody(), &features, text)).end();
             assert!(run.stdout.starts_with("0\n1\n2\nthe context"), "{run:?}");
@@ -353,17 +354,121 @@ fn a_script_that_cannot_start_says_why() {
     );
     // The init itself ends well; what the script could not do was reported before.
     profile.processes = Protected::required(Scope::Private);
-    let (code, failed, _) = {
-        let (prepared, _) = assembled("/bin/true", &[], &profile, nobody(), &features(true));
-        let ended = begin(prepared.unwrap()).end();
-        assert_eq!(ended.news.len(), 2);
-        let News::Failed(failed) = ended.news[0] else {
-            panic!("{ended:?}");
-        };
-        assert_eq!(ended.news[1], News::Ended(126 << 8));
-        (ended.code, failed, ())
+    let (prepared, _) = assembled("/bin/true", &[], &profile, nobody(), &features(true));
+    let ended = begin(prepared.unwrap()).end();
+    let [News::Failed(failed), News::Ended(status)] = ended.news[..] else {
+        panic!("{ended:?}");
     };
-    assert_eq!((code, failed.step), (Some(0), Step::Directory));
+    assert_eq!((failed.step, status), (Step::Directory, 126 << 8));
+    assert_eq!(ended.code, Some(0));
+}
+
+#[test]
+fn a_child_that_was_not_placed_joins_its_group_itself() {
+    if !root_or_skip("a_child_that_was_not_placed_joins_its_group_itself") {
+        return;
+    }
+    // No cgroup, so that the kernel refuses to place anything there; what is written to it can be read.
+    let group = tempfile::tempdir().unwrap();
+    let procs = group.path().join("cgroup.procs");
+    for profile in [compat(), own_namespace()] {
+        let leaf = || Some(OwnedFd::from(File::open(group.path()).unwrap()));
+        let mut run = prepared(&profile, nobody(), &features(true), "exit 4");
+        run.leaf = leaf();
+        let [News::Failed(failed)] = begin(run).end().news[..] else {
+            panic!("it has joined what is not there");
+        };
+        assert_eq!((failed.step, failed.errno), (Step::Cgroup, libc::ENOENT));
+
+        std::fs::write(&procs, "").unwrap();
+        let mut run = prepared(&profile, nobody(), &features(true), "exit 4");
+        run.leaf = leaf();
+        assert!(matches!(
+            begin(run).end().news[..],
+            [] | [News::Ended(1024)]
+        ));
+        assert_eq!(std::fs::read_to_string(&procs).unwrap(), "0");
+        std::fs::remove_file(&procs).unwrap();
+    }
+}
+
+#[test]
+fn a_label_that_cannot_be_set_is_fatal() {
+    if !root_or_skip("a_label_that_cannot_be_set_is_fatal") {
+        return;
+    }
+    let mut run = prepared(&compat(), nobody(), &features(true), "exit 4");
+    run.labels = vec![(c"/proc/self/attr/nosuch".to_owned(), b"exec x".to_vec())];
+    let ended = begin(run).end();
+    assert_eq!(ended.code, Some(126));
+    assert!(
+        matches!(ended.news[..], [News::Failed(failed)] if failed.step == Step::Lsm),
+        "{ended:?}"
+    );
+}
+
+/// Everything that every module contributes, on this kernel.
+fn whole(profile: &ProfileConfig, who: Identity, text: &str) -> (Ended, Protections) {
+    let script = Resolved {
+        name: ScriptName::new("check").unwrap(),
+        path: AbsolutePath::new("/bin/sh").unwrap(),
+        profile: ProfileName::new("web").unwrap(),
+    };
+    let mut report = Protections::default();
+    let prepared = prepare(
+        RunOrder {
+            script: &script,
+            profile,
+            args: &[b"-c".to_vec(), text.as_bytes().to_vec()],
+            reqid: "",
+            identity: who,
+            checked: Checked::default(),
+            protected: &ProtectedPaths {
+                hide: vec!["/var/tmp".into()],
+                read_only: vec!["/etc".into()],
+            },
+            features: &Features::probe(),
+            leaf: None,
+        },
+        &mut report,
+    )
+    .unwrap();
+    (begin(prepared).end(), report)
+}
+
+#[test]
+fn a_whole_strict_profile_holds_with_and_without_no_new_privileges() {
+    if !root_or_skip("a_whole_strict_profile_holds_with_and_without_no_new_privileges") {
+        return;
+    }
+    let mut profile = ProfileConfig::new(Baseline::Strict);
+    profile.writable = vec![AbsolutePath::new("/usr/local").unwrap()];
+    profile.network = Protected::required(Network::Loopback);
+    for (nnp, processes) in [
+        (true, Scope::Private),
+        (false, Scope::Private),
+        (true, Scope::Host),
+        (false, Scope::Host),
+    ] {
+        profile.no_new_privileges = nnp;
+        profile.processes = Protected::required(processes);
+        for who in [root(), nobody()] {
+            let (ended, report) = whole(&profile, who, STATUS);
+            assert_eq!(ended.stderr, "", "{ended:?}");
+            assert_eq!(sets(&ended.stdout), [0; 5], "{ended:?}");
+            assert_eq!(field(&ended.stdout, "Seccomp"), "2");
+            assert_eq!(
+                field(&ended.stdout, "NoNewPrivs"),
+                if nnp { "1" } else { "0" }
+            );
+            assert_eq!(report.0[&Protection::Seccomp], Level::Enforced);
+            assert_eq!(report.0[&Protection::NoUserNamespaces], Level::Enforced);
+            if processes == Scope::Private {
+                assert_eq!(field(&ended.stdout, "Pid"), "2");
+                assert_eq!(ended.news, [News::Ended(0)]);
+            }
+        }
+    }
 }
 
 #[test]
@@ -382,11 +487,8 @@ fn a_network_of_its_own_is_empty_or_has_loopback() {
 }
 
 /// Leaves a process behind that has a session of its own and no parent.
-const DAEMON: &str = "(setsid sh -c 'trap \"\" HUP; echo up; sleep 300' &) ; read -r ready; exit 3";
-
 fn with_daemon(who: Identity) -> Live {
     let text = "(setsid sh -c 'echo up; exec sleep 300' &) ; exit 3";
-    let _ = DAEMON;
     let mut run = begin(prepared(&own_namespace(), who, &features(true), text));
     assert!(run.started.init);
     assert_eq!(run.line(), "up");
@@ -401,11 +503,8 @@ fn an_init_outlives_the_script_and_passes_the_end_on() {
     }
     for who in [root(), nobody()] {
         let run = with_daemon(who);
-        assert_eq!(
-            waitpid(Some(run.started.pid), WaitOptions::NOHANG).unwrap(),
-            None,
-            "something is left, so it stays"
-        );
+        let end = waitpid(Some(run.started.pid), WaitOptions::NOHANG).unwrap();
+        assert!(end.is_none(), "something is left, so it stays");
         kill_process(run.started.pid, Signal::TERM).unwrap();
         let ended = run.end();
         assert_eq!(ended.code, Some(0), "{ended:?}");

@@ -392,21 +392,17 @@ fn what_is_missing_is_refused_or_reported() {
     lame.seccomp = Err("refused (EPERM)".to_owned());
     let mut report = Protections::default();
     let wanted = profile(Syscalls::Default, false, &[]);
-    let refused = super::program(&wanted, &lame, &mut report).unwrap_err();
+    let refused = program(&wanted, &lame, &mut report).unwrap_err();
     assert_eq!(refused.reason, "feature-missing");
     assert!(refused.text.contains("'syscalls'") && refused.text.contains("EPERM"));
     let strict = ProfileConfig::new(Baseline::Strict);
-    assert!(
-        super::program(&strict, &lame, &mut report)
-            .unwrap()
-            .is_none()
-    );
+    assert!(program(&strict, &lame, &mut report).unwrap().is_none());
     assert_eq!(
         report.0[&Protection::Seccomp],
         Level::Degraded("refused (EPERM)".to_owned())
     );
     let off = profile(Syscalls::Off, false, &[]);
-    assert!(super::program(&off, &lame, &mut report).unwrap().is_none());
+    assert!(program(&off, &lame, &mut report).unwrap().is_none());
     assert_eq!(report.0[&Protection::Seccomp], Level::Off);
 }
 

@@ -80,6 +80,16 @@ pub struct Prepared {
     pub(super) close_range: bool,
 }
 
+impl Prepared {
+    /// What the view leaves out and why, for the log.
+    pub fn warnings(&self) -> &[String] {
+        self.confinement
+            .view
+            .as_ref()
+            .map_or(&[], |view| view.warnings())
+    }
+}
+
 /// What other modules prepare.
 #[derive(Debug, Default)]
 pub(super) struct Confinement {
@@ -249,8 +259,9 @@ fn namespaces(
         ),
         (
             Protection::Network,
-            profile.network.value != Network::Host,
-            profile.network.required,
+            profile.network.value != Network::Host
+                || landlock::needs_network_namespace(profile, features),
+            profile.network.required && profile.network.value != Network::Host,
             &features.net_namespace,
             namespace::NETWORK,
         ),
@@ -262,6 +273,14 @@ fn namespaces(
     }
     for (protection, wanted, required, there, flag) in kinds {
         let there = if features.privileged { there } else { &missing };
+        // The filter has taken the namespace's place, as far as it can, and said so.
+        if protection == Protection::Network
+            && !required
+            && there.is_err()
+            && matches!(report.0.get(&protection), Some(Level::Degraded(_)))
+        {
+            continue;
+        }
         if level(protection, wanted, required, there, report)? {
             flags |= flag;
         }

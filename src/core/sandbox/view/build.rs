@@ -152,11 +152,13 @@ pub(super) fn build(
     let stage = if hidden.is_empty() && order.copy.is_none() && kept.is_none() && dev.is_none() {
         None
     } else {
-        let used = [&carved, &guarded, &hidden, &tmp]
+        let used: Vec<&Path> = [&carved, &guarded, &hidden, &tmp]
             .into_iter()
             .flatten()
-            .chain([&script]);
-        Some(b.stage(used.map(PathBuf::as_path)).ok_or_else(|| {
+            .chain([&script])
+            .map(PathBuf::as_path)
+            .collect();
+        Some(b.stage(&hidden, &used).ok_or_else(|| {
             NotPrepared::new(
                 "setup",
                 "there is no directory (/proc, /sys, /run, /mnt, /srv, /media) to prepare a view on",
@@ -222,6 +224,9 @@ pub(super) fn build(
         }
     }
     for path in &hidden {
+        if Some(path) == stage.as_ref() {
+            continue;
+        }
         if dev.as_ref().is_some_and(|dev| path.starts_with(dev)) {
             continue;
         }
@@ -241,14 +246,24 @@ pub(super) fn build(
         b.needs_stage(Step::MountScript, vec![bind(&on("script"), &script, false)]);
     }
     if let Some(stage) = &stage {
-        b.steps.push(Planned {
-            step: Step::MountHide,
-            ops: vec![Op::Detach {
-                target: text(stage),
-            }],
-            otherwise: Vec::new(),
-            stage: Stage::Removes,
-        });
+        let last = if hidden.contains(stage) {
+            Planned {
+                step: Step::MountHide,
+                ops: vec![bind(&on("nothing"), stage, false)],
+                otherwise: b.read_only(stage),
+                stage: Stage::Needs,
+            }
+        } else {
+            Planned {
+                step: Step::MountHide,
+                ops: vec![Op::Detach {
+                    target: text(stage),
+                }],
+                otherwise: Vec::new(),
+                stage: Stage::Removes,
+            }
+        };
+        b.steps.push(last);
     }
     b.kernel(profile, read_only_root, &carved);
 
@@ -348,19 +363,11 @@ impl Builder<'_> {
         &self,
         paths: impl Iterator<Item = &'p Path>,
     ) -> Result<Vec<PathBuf>, NotPrepared> {
-        let mut real = Vec::new();
+        let mut real: Vec<PathBuf> = Vec::new();
         for path in paths {
             match self.look.find(path) {
                 Found::Nothing => {}
-                Found::Directory(found) | Found::File(found) => {
-                    for name in mountinfo::other_names(self.visible, &found) {
-                        if let Found::Directory(other) | Found::File(other) = self.look.find(&name)
-                        {
-                            real.push(other);
-                        }
-                    }
-                    real.push(found);
-                }
+                Found::Directory(found) | Found::File(found) => real.push(found),
                 Found::ForeignLink(link) => {
                     return Err(NotPrepared::new(
                         "setup",
@@ -373,18 +380,39 @@ impl Builder<'_> {
                 }
             }
         }
+        // Other names may have other names: those of an overlay's store.
+        let mut at = 0;
+        while let Some(path) = real.get(at) {
+            at += 1;
+            for name in mountinfo::other_names(self.visible, path) {
+                if let Found::Directory(other) | Found::File(other) = self.look.find(&name)
+                    && !real.contains(&other)
+                {
+                    real.push(other);
+                }
+            }
+        }
         Ok(outermost(real.into_iter()))
     }
 
-    /// A directory that nothing is done to otherwise, so that it can be covered for a while.
-    fn stage<'p>(&self, used: impl Iterator<Item = &'p Path> + Clone) -> Option<PathBuf> {
-        ["/proc", "/sys", "/run", "/mnt", "/srv", "/media"]
+    /// A directory that can be covered for a while: best one that is to be hidden, since it stays covered and need not be uncovered, which
+    /// costs more than all other steps (the kernel waits for all processors).
+    fn stage(&self, hidden: &[PathBuf], used: &[&Path]) -> Option<PathBuf> {
+        let directory = |path: &Path| match self.look.find(path) {
+            Found::Directory(real) => Some(real),
+            _ => None,
+        };
+        let hidden = hidden.iter().filter_map(|path| directory(path));
+        let hidden = hidden.filter(|dir| {
+            !used
+                .iter()
+                .any(|path| *path != dir && path.starts_with(dir))
+        });
+        let others = ["/proc", "/sys", "/run", "/mnt", "/srv", "/media"]
             .iter()
-            .filter_map(|path| match self.look.find(Path::new(path)) {
-                Found::Directory(real) => Some(real),
-                _ => None,
-            })
-            .find(|dir| !used.clone().any(|path| path.starts_with(dir)))
+            .filter_map(|path| directory(Path::new(path)))
+            .filter(|dir| !used.iter().any(|path| path.starts_with(dir)));
+        hidden.chain(others).next()
     }
 
     fn prepare_stage(&mut self, stage: &Path, copy: Option<&[u8]>, dev: bool, keep: Option<bool>) {
