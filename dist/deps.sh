@@ -39,6 +39,9 @@ if [ -f /etc/alpine-release ]; then
     want python3 python3
     want ip iproute2
     want file file
+    want setpriv setpriv
+    want prlimit util-linux-misc
+    want bwrap bubblewrap
     [ -z "$missing" ] || run_as_root "apk add --no-cache$missing"
 elif [ -f /etc/debian_version ]; then
     want cc gcc libc6-dev
@@ -47,8 +50,9 @@ elif [ -f /etc/debian_version ]; then
     want python3 python3
     want ip iproute2
     want file file
-
     want unshare util-linux
+    want setpriv util-linux
+    want bwrap bubblewrap
     [ "$have_rust" = yes ] || missing="$missing rustc-web cargo-web"
     if ! sh dist/static.sh --can-build; then
         if command -v rustup >/dev/null 2>&1 && rustup target add "$(uname -m)-unknown-linux-musl" >/dev/null 2>&1; then

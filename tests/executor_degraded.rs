@@ -158,7 +158,7 @@ fn what_has_a_fallback_protects_as_before() {
             executor.profile("w", "run_as = root\nwritable = $T/data/w\ntimeout = 20");
             executor.profile("host", "run_as = root\nwritable = $T/data/w\nprocesses = host\nlandlock = off\ntimeout = 20");
             executor.profile("short", "run_as = nobody\ntimeout = 1\nkill_grace = 1");
-            executor.before("mount -t tmpfs -o mode=1777 tmpfs \"$T/etc/sub\"\nmkdir -p \"$T/data/w/deeper\"\nmount -t tmpfs -o noexec,nosuid,nodev tmpfs \"$T/data/w/deeper\"");
+            executor.before("mkdir \"$T/scripts/sub\"; mount -t tmpfs -o mode=1777 tmpfs \"$T/scripts/sub\"\nmkdir -p \"$T/data/w/deeper\"\nmount -t tmpfs -o noexec,nosuid,nodev tmpfs \"$T/data/w/deeper\"");
             for name in ["w", "host"] {
                 executor.script(&format!("attack-{name}"), name, ATTACK);
                 executor.script(&format!("probe-{name}"), name, PROBE);
@@ -309,7 +309,8 @@ fn the_smallest_kernel_still_confines() {
     }
     executor.profile("w", "run_as = root\nwritable = $T/data/w");
     executor.profile("short", "run_as = nobody\ntimeout = 1\nkill_grace = 1");
-    executor.before("mount -t tmpfs -o mode=1777 tmpfs \"$T/etc/sub\"");
+    executor
+        .before("mkdir \"$T/scripts/sub\"; mount -t tmpfs -o mode=1777 tmpfs \"$T/scripts/sub\"");
     executor.script("attack-w", "w", ATTACK);
     executor.script("probe", "w", PROBE);
     executor.shell("sleep", "short", "trap '' TERM; setsid sleep $1 & sleep $1");

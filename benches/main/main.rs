@@ -8,6 +8,7 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod executor;
 mod load;
 mod memory;
 mod reference;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     one_command(&mut report, &fleet, &reference);
     rates(&mut report, &fleet, &agent, &reference);
     fan_out(&mut report, &fleet, &agent);
+    executor::all(&mut report);
     report.finish()
 }
 

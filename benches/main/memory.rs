@@ -48,7 +48,8 @@ pub fn peak_kib(command: &mut Command) -> u64 {
     peak
 }
 
-fn kib(path: &str, key: &str) -> Option<u64> {
+/// A line of a file of /proc that counts KiB.
+pub fn kib(path: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find(|l| l.starts_with(key))?;
     line.split_whitespace().nth(1)?.parse().ok()

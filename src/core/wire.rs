@@ -96,6 +96,9 @@ pub struct Capabilities {
     pub version: String,
     pub tags: BTreeMap<String, String>,
     pub scripts: Vec<ScriptCapability>,
+    /// What the executor says it can enforce (ours); absent without an executor of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<serde_json::Value>,
 }
 
 /// One allowlisted script as `/capabilities` shows it.
@@ -105,6 +108,9 @@ pub struct ScriptCapability {
     pub path: String,
     pub executable: bool,
     pub profile: String,
+    /// The script is pinned to a digest (ours); absent when it is not.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub digest: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema: Option<serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -125,7 +125,14 @@ def user_namespace_remount():
 
 
 def sub_mount():
-    create(given["etc"] + "/sub/forged")
+    create(os.path.dirname(sys.argv[0]) + "/sub/forged")
+
+
+def add_config():
+    try:
+        create(given["etc"] + "/forged")
+    except OSError:
+        create(given["etc"] + "/sub/forged")
 
 
 def change_config():
@@ -198,12 +205,25 @@ def trace_front_end():
 def proc_executor():
     last = None
     base = "/proc/%d/" % given["executor"]
-    for attempt in (lambda: os.listdir(base + "root/"), lambda: os.listdir(base + "cwd/"), lambda: os.listdir(base + "fd"),
-                    lambda: open(base + "mem", "rb").read(0), lambda: open(base + "environ", "rb").read()):
+
+    def mapped():
+        place = int(open(base + "maps").readline().split("-")[0], 16)
+        with open(base + "mem", "rb") as mem:
+            mem.seek(place)
+            mem.read(8)
+
+    # The numbers of the descriptors are no secret, what is behind them is.
+    attempts = [lambda name=name: os.close(os.open(base + "fd/%d" % name, os.O_RDONLY)) for name in range(12)]
+    attempts += [lambda: os.listdir(base + "root/"), lambda: os.listdir(base + "cwd/"), mapped, lambda: open(base + "environ", "rb").read(),
+                 lambda: open(base + "mem", "r+b").close()]
+    for attempt in attempts:
         try:
             attempt()
             return
         except OSError as e:
+            # A socket behind a descriptor cannot be opened by anybody, but who is told so was let in.
+            if e.errno == errno.ENXIO:
+                return
             last = e
     raise last
 
@@ -266,7 +286,7 @@ def file_capabilities():
 def fork_bomb():
     children = []
     try:
-        for _ in range(400):
+        for _ in range(300):
             child = os.fork()
             if child == 0:
                 time.sleep(20)
@@ -280,10 +300,7 @@ def fork_bomb():
 
 def memory_hog():
     # 640 MiB, touched.
-    area = mmap.mmap(-1, 640 << 20)
-    for at in range(0, len(area), 4096):
-        area[at] = 1
-    area.close()
+    mmap.mmap(-1, 640 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x8000).close()
 
 
 def fill_tmp():
@@ -470,6 +487,8 @@ for attack in ATTACKS:
                 text, code = "open", 0
             except OSError as e:
                 text, code = e.strerror or str(e), 1
+            except ValueError as e:
+                text, code = str(e), 1
             except MemoryError:
                 text, code = "out of memory", 1
             if report:

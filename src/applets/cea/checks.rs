@@ -9,6 +9,9 @@ use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::profile;
+use crate::core::sandbox::ProtectedPaths;
+use crate::core::sandbox::assess;
+use crate::core::sandbox::features::Features;
 use crate::core::secure_open;
 use crate::core::trust::{RevocationList, TrustMap};
 use crate::{complain, say};
@@ -203,8 +206,39 @@ impl Findings {
                 self.problem(line);
             }
         }
+        self.profiles(config, allowlist);
         if let Err(undefined) = config::check_profiles(allowlist, config) {
             self.problem(format!("Profile error: {undefined}"));
+        }
+    }
+
+    /// What the executor would make of each script. Only root sees what the executor sees.
+    fn profiles(&mut self, config: &AgentConfig, allowlist: &Allowlist) {
+        if config.executor_socket.is_none() {
+            return;
+        }
+        let features = Features::probe();
+        if !features.privileged {
+            say!("Profiles: not looked at - run self-check or 'ctrl-exec-exec check' as root");
+            return;
+        }
+        let house = assess::House {
+            config,
+            allowlist,
+            features: &features,
+            protected: &ProtectedPaths::default(),
+        };
+        for script in assess::assess_all(house) {
+            for line in script.lines() {
+                say!("  {line}");
+            }
+            if !script.errors.is_empty() {
+                self.problem(format!(
+                    "Profile error: {} would not run: {}",
+                    script.name,
+                    script.errors.join("; ")
+                ));
+            }
         }
     }
 

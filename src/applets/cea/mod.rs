@@ -5,6 +5,7 @@ mod checks;
 mod connection;
 mod gate;
 mod handlers;
+mod isolation;
 mod jobs;
 mod lenient;
 mod listener;

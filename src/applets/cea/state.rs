@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 
 use crate::applets::Context;
 use crate::applets::cea::admission::Admission;
+use crate::applets::cea::isolation::Isolation;
 use crate::applets::cea::jobs::Jobs;
 use crate::applets::cea::{Files, material, scripts};
 use crate::complain;
@@ -179,6 +180,7 @@ pub(super) struct Agent {
     files: Files,
     snapshot: RwLock<Arc<Snapshot>>,
     pub(super) jobs: Jobs,
+    pub(super) isolation: Isolation,
     admission: Mutex<Admission>,
     host: OnceCell<String>,
     expiry: Mutex<Option<(Stamp, String)>>,
@@ -195,6 +197,7 @@ impl Agent {
             files,
             snapshot: RwLock::new(Arc::new(snapshot)),
             jobs: Jobs::default(),
+            isolation: Isolation::default(),
             admission,
             host: OnceCell::new(),
             expiry: Mutex::new(None),

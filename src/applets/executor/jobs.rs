@@ -314,13 +314,13 @@ mod tests {
     fn a_job_goes_through_its_states() {
         let dir = tempfile::tempdir().unwrap();
         let jobs = dir.path().join("jobs");
-        let request = request("d1", "r1");
-        let seen = Seen::of(&jobs, &request);
+        let ours = request("d1", "r1");
+        let seen = Seen::of(&jobs, &ours);
         assert_eq!(seen.state(), State::Unknown);
         assert!(!seen.cancel());
 
-        let job = Job::begin(&jobs, &request).unwrap();
-        assert!(matches!(Job::begin(&jobs, &request), Err(JobError::Exists)));
+        let job = Job::begin(&jobs, &ours).unwrap();
+        assert!(matches!(Job::begin(&jobs, &ours), Err(JobError::Exists)));
         assert_eq!(seen.state(), State::Running);
         let (mut out, _err) = job.files().unwrap();
         out.write_all(&vec![b'x'; 70_000]).unwrap();
@@ -330,7 +330,7 @@ mod tests {
         assert!(peeked.stdout.ends_with(b"xend"));
         assert_eq!(peeked.extras.unwrap().kind, Kind::Running);
         // Others cannot ask about it.
-        let other = Seen::of(&jobs, &super::tests::request("d2", "r1"));
+        let other = Seen::of(&jobs, &request("d2", "r1"));
         assert_eq!(other.state(), State::Unknown);
 
         drop(job);

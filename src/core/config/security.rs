@@ -20,6 +20,16 @@ pub enum Baseline {
     Strict,
 }
 
+impl Baseline {
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Compat => "compat",
+            Self::Strict => "strict",
+        }
+    }
+}
+
 /// How much a protection is wanted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Want {

@@ -365,7 +365,9 @@ pub fn encode_request(request: &Request) -> Result<Vec<u8>, FrameError> {
 /// A name from outside, cut to what the audit line takes: too long a name of a user is no reason to refuse a run.
 fn audit_text(value: &str, max: usize) -> String {
     let mut text = value.replace('\0', "\u{fffd}");
-    text.truncate(text.floor_char_boundary(max));
+    let fits = text.char_indices().map(|(at, c)| at + c.len_utf8());
+    let end = fits.take_while(|end| *end <= max).last();
+    text.truncate(end.unwrap_or(0));
     text
 }
 

@@ -263,14 +263,22 @@ fn cgroup_root() -> Option<&'static Path> {
         .find(|dir| dir.join("cgroup.controllers").exists())
 }
 
+/// The controllers that this host's cgroup v2 has; a host with v1 only has none.
+///
+/// # Errors
+/// There is no cgroup v2, or it cannot be read.
+pub fn cgroup_controllers() -> Result<Vec<String>, String> {
+    let root = cgroup_root().ok_or("this host has no cgroup v2")?;
+    let file = root.join("cgroup.controllers");
+    let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
 fn controllers() -> String {
-    let Some(root) = cgroup_root() else {
-        return "no cgroup v2".to_owned();
-    };
-    let text = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-    match text.trim() {
-        "" => "cgroup v2 without controllers".to_owned(),
-        list => list.to_owned(),
+    match cgroup_controllers() {
+        Ok(list) if list.is_empty() => "cgroup v2 without controllers".to_owned(),
+        Ok(list) => list.join(" "),
+        Err(why) => why,
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! All data is prepared before the fork; the child only issues system calls and reports a failure as a step and an errno.
 
+pub mod assess;
 pub mod cgroup;
 pub mod child;
 pub mod features;

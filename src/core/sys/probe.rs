@@ -263,7 +263,7 @@ fn question(probe: Probe) -> libc::c_long {
     let root = c"/".as_ptr();
     let empty = c"".as_ptr();
     let null = std::ptr::null::<libc::c_void>();
-    // SAFETY (all of them): pointers are to C strings and structures of this frame whose sizes are given; the calls change only this
+    // SAFETY: for all of them: pointers are to C strings and structures of this frame whose sizes are given; the calls change only this
     // process, which ends right afterwards; a null pointer stands only where the call allows it.
     unsafe {
         match probe {

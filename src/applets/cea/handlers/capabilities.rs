@@ -48,12 +48,17 @@ pub(super) async fn handle(State(agent): State<Arc<Agent>>, caller: Caller) -> R
         .field("PEER", &caller.peer.address)
         .field("SCRIPTS", scripts.len())
         .info();
+    let isolation = match &snapshot.config.executor_socket {
+        Some(socket) => agent.isolation.of(socket).await,
+        None => None,
+    };
     reply::ok(&Capabilities {
         status: "ok",
         host: agent.host().await.to_owned(),
         version: VERSION.to_owned(),
         tags: snapshot.config.tags.clone(),
         scripts,
+        isolation,
     })
 }
 
@@ -70,6 +75,8 @@ fn capability(
         path: entry.path.to_string(),
         executable: scripts::is_executable(entry, &snapshot.config),
         profile: entry.profile.to_string(),
+        // Only the executor looks at it.
+        digest: entry.annotations.digest.is_some() && snapshot.config.executor_socket.is_some(),
         schema: sidecar.map(|s| s.body.clone()),
         schema_version: sidecar.map(|s| s.version.clone()),
     })

@@ -115,9 +115,8 @@ mod tests {
     #[test]
     fn without_root_only_what_needs_none_runs() {
         let plain = ProfileConfig::default();
-        let decide = |profile: &ProfileConfig, mode| {
-            without_root(profile, mode).map(std::borrow::Cow::into_owned)
-        };
+        let decide =
+            |profile: &ProfileConfig, mode| without_root(profile, mode).map(Cow::into_owned);
         for mode in [Unprivileged::Careful, Unprivileged::Lax] {
             assert_eq!(decide(&plain, mode), Ok(plain.clone()));
             let named = ProfileConfig {

@@ -311,3 +311,6 @@ fn ourselves() -> Identity {
         home: "/".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod real_tests;

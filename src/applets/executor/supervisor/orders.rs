@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::process::Signal;
 
 use super::super::describe;
 use super::super::house::House;
@@ -12,6 +13,7 @@ use super::super::jobs::{Seen, State, answer};
 use super::connection::{has_gone, timespec};
 use super::report::REFUSED;
 use crate::core::exec::frame::{JobOrder, Kind, Reply, Request, encode_reply};
+use crate::core::sys::wait;
 
 /// How long `Wait` waits.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,7 +37,7 @@ pub(super) fn obey(
             };
             return Some(encode_reply(&hello));
         }
-        JobOrder::Wait => wait(&seen, client, signals)?,
+        JobOrder::Wait => wait_for(&seen, client, signals)?,
         JobOrder::Peek | JobOrder::Cancel | JobOrder::Forget => seen.state(),
     };
     Some(match (order, state) {
@@ -73,7 +75,7 @@ fn said(kind: Kind, text: &str) -> Reply {
 }
 
 /// Looks now and then: a lock cannot be polled. `None`: the client has gone, or we have to.
-fn wait(seen: &Seen, client: &UnixStream, signals: &OwnedFd) -> Option<State> {
+fn wait_for(seen: &Seen, client: &UnixStream, signals: &OwnedFd) -> Option<State> {
     let deadline = Instant::now() + PATIENCE;
     let mut look = FIRST_LOOK;
     loop {
@@ -88,11 +90,11 @@ fn wait(seen: &Seen, client: &UnixStream, signals: &OwnedFd) -> Option<State> {
         ];
         let ready = rustix::event::poll(&mut polled, Some(&timespec(look.min(left))));
         if ready.is_ok_and(|n| n > 0) {
-            // A signal here can only mean that we shall end: we have no children.
-            let told = !polled[1].revents().is_empty();
-            if told || has_gone(client) {
+            let told = std::iter::from_fn(|| wait::next_signal(signals));
+            if told.filter(|signal| *signal == Signal::TERM).count() > 0 || has_gone(client) {
                 return None;
             }
+            // Not in a circle without a rest, whatever it was.
             std::thread::sleep(look);
         }
         look = (look * 2).min(LOOK);

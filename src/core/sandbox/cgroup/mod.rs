@@ -219,7 +219,8 @@ fn limits_of(
     let limits = profile
         .cgroup_limits
         .iter()
-        .map(|(file, value)| (*file, value.clone()))
+        // `io.max` takes one device at a time.
+        .flat_map(|(file, value)| value.lines().map(|line| (*file, line.to_owned())))
         .collect();
     (limits, tried)
 }

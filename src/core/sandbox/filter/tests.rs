@@ -370,9 +370,7 @@ fn sockets_stand_in_for_a_missing_network_namespace() {
     let mut wanted = profile(Syscalls::Off, false, &[Capability::CAP_NET_ADMIN]);
     wanted.network = Protected::tried(Network::None);
     let mut report = Protections::default();
-    let program = super::program(&wanted, &lame, &mut report)
-        .unwrap()
-        .unwrap();
+    let program = program(&wanted, &lame, &mut report).unwrap().unwrap();
     assert_eq!(says(&program, libc::SYS_socket, &[1, 1, 0]), ALLOW);
     for family in [2, 10, 16, 17] {
         assert_eq!(says(&program, libc::SYS_socket, &[family, 1, 0]), EPERM);

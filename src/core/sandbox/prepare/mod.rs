@@ -1,6 +1,7 @@
 //! Everything that the child will need, made before the fork.
 
 mod command;
+mod limits;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -12,7 +13,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use rustix::process::{Gid, Resource, Rlimit, getrlimit};
+use rustix::process::{Gid, Resource, Rlimit};
 use rustix::thread::CapabilitySet;
 
 use super::cgroup::Leaf;
@@ -23,7 +24,7 @@ use super::landlock::{self, Ruleset};
 use super::script::Checked;
 use super::view::{self, MountPlan, ViewOrder};
 use super::{Level, NotPrepared, ProtectedPaths, Protection, Protections};
-use crate::core::config::{LimitKind, Network, ProfileConfig, Scope, Syscalls, Want};
+use crate::core::config::{Network, ProfileConfig, Scope, Syscalls, Want};
 use crate::core::profile::Resolved;
 use crate::core::sys::process::namespace;
 use command::Command;
@@ -195,7 +196,7 @@ fn assemble(
         Level::Off
     };
     report.set(Protection::NoNewPrivileges, on);
-    let limits = limits(&order, report);
+    let limits = limits::limits(&order, report);
     let leaf = match order.leaf {
         None => None,
         Some(leaf) => Some(
@@ -221,7 +222,7 @@ fn assemble(
         cwd,
         umask: Mode::from_raw_mode(profile.umask & 0o777),
         nice: (profile.nice != 0).then_some(profile.nice),
-        oom_score_adj: oom_score_adj(profile.oom_score_adj, features.privileged),
+        oom_score_adj: limits::oom_score_adj(profile.oom_score_adj, features.privileged),
         labels,
         clone3: features.clone3,
         pidfd: features.pidfd,
@@ -424,60 +425,6 @@ fn rights(order: &RunOrder<'_>, report: &mut Protections) -> Result<Option<Right
         ambient: features.ambient,
         root_semantics: profile.root_semantics,
     }))
-}
-
-fn limits(order: &RunOrder<'_>, report: &mut Protections) -> Vec<(Resource, Rlimit)> {
-    let mut limits = Vec::new();
-    let mut state = Level::Off;
-    for (kind, most) in &order.profile.limits {
-        let resource = resource(*kind);
-        let mut most = *most;
-        if !order.features.privileged {
-            // Without root a limit can only be lowered; a lower one that is there already keeps what the profile promises.
-            let hard = getrlimit(resource).maximum;
-            most = match (most, hard) {
-                (Some(most), Some(hard)) => Some(most.min(hard)),
-                (most, hard) => most.or(hard),
-            };
-        }
-        if most.is_some() && state == Level::Off {
-            state = Level::Enforced;
-        }
-        if *kind == LimitKind::Nproc && most.is_some() && order.identity.uid == 0 {
-            state = Level::Degraded("limit_nproc does not bind uid 0".to_owned());
-        }
-        limits.push((
-            resource,
-            Rlimit {
-                current: most,
-                maximum: most,
-            },
-        ));
-    }
-    report.set(Protection::ResourceLimits, state);
-    limits
-}
-
-fn resource(kind: LimitKind) -> Resource {
-    match kind {
-        LimitKind::Nofile => Resource::Nofile,
-        LimitKind::Nproc => Resource::Nproc,
-        LimitKind::Fsize => Resource::Fsize,
-        LimitKind::As => Resource::As,
-        LimitKind::Cpu => Resource::Cpu,
-        LimitKind::Stack => Resource::Stack,
-        LimitKind::Memlock => Resource::Memlock,
-        LimitKind::Core => Resource::Core,
-    }
-}
-
-/// `None` where nothing has to change, or where lowering it would need root.
-fn oom_score_adj(wanted: i32, privileged: bool) -> Option<String> {
-    let now: i32 = std::fs::read_to_string("/proc/self/oom_score_adj")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0);
-    (wanted != now && (privileged || wanted > now)).then(|| wanted.to_string())
 }
 
 fn mountinfo() -> Result<String, NotPrepared> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::core::config::Baseline;
+use crate::core::config::{Baseline, LimitKind};
 use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
 
 /// A kernel that has everything, or, without root, nothing that needs it.

@@ -7,6 +7,7 @@
 //! The file is opened once. What is judged, hashed and copied is that open file, never the path again.
 
 pub mod digest;
+pub mod executable;
 mod judge;
 mod walk;
 

@@ -9,6 +9,7 @@
 mod build;
 mod lookup;
 mod mountinfo;
+mod parts;
 mod steps;
 #[cfg(test)]
 mod tests;
