@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{Agent, Daemon, Legacy, PATIENCE, python, tls, wait_until};
+use common::executor::Executor;
+use common::{Agent, Daemon, Legacy, PATIENCE, python, root_or_skip, tls, wait_until};
 use serde_json::{Value, json};
 
 const RUNS: &str = "var/lib/ctrl-exec-agent/runs";
@@ -16,6 +17,10 @@ struct Stage {
 
 impl Stage {
     fn new(kind: &str) -> Self {
+        Self::with(|host| Some(start_stub(host, kind)))
+    }
+
+    fn with(executor: impl FnOnce(&common::Host) -> Option<Daemon>) -> Self {
         let fleet = Legacy::new(&["web01.test"]);
         let host = &fleet.agents[0];
         let conf = host.read("etc/ctrl-exec-agent/agent.conf");
@@ -24,7 +29,7 @@ impl Stage {
             conf.replace("\n[tags]", "executor_socket = /run/exec.sock\n\n[tags]"),
             0o640,
         );
-        let executor = Some(start_stub(host, kind));
+        let executor = executor(host);
         let agent = Agent::start(host);
         Self {
             fleet,
@@ -241,4 +246,39 @@ fn a_run_of_the_executor_is_ended_on_request() {
         (&json!(126), &json!(true))
     );
     assert_eq!(stage.call("POST", "/cancel", &body).0, 409);
+}
+
+#[test]
+fn our_own_executor_keeps_a_run_and_ends_one() {
+    if !root_or_skip("our_own_executor_keeps_a_run_and_ends_one") {
+        return;
+    }
+    let mut executor = Executor::new("compat");
+    executor.house("").profile("default", "");
+    let go = executor.path("tmp-go");
+    let waits = format!(
+        "echo begun; i=0; while [ ! -e {} ] && [ $i -lt 600 ]; do sleep 0.1; i=$((i+1)); done; echo ended; exit 7",
+        go.display()
+    );
+    executor.shell("hello", "default", &waits);
+    executor.shell("true", "default", &waits);
+    executor.start();
+    let stage = Stage::with(|host| {
+        std::os::unix::fs::symlink(executor.socket(), host.path("run/exec.sock")).unwrap();
+        None
+    });
+    assert_eq!(stage.submit("hello", "r1").0, 202);
+    assert_eq!(stage.submit("true", "r2").0, 202);
+    wait_until("partial output", PATIENCE, || {
+        (stage.result("r1")["stdout"] == "begun\n").then_some(())
+    });
+    let body = json!({"reqid": "r2"}).to_string();
+    assert_eq!(stage.call("POST", "/cancel", &body).0, 202);
+    assert_eq!(stage.done("r2")["cancelled"], true);
+    std::fs::write(&go, "").unwrap();
+    let done = stage.done("r1");
+    assert_eq!(
+        (&done["exit"], &done["stdout"]),
+        (&json!(7), &json!("begun\nended\n"))
+    );
 }

@@ -11,7 +11,7 @@ use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::profile;
 use crate::core::sandbox::ProtectedPaths;
 use crate::core::sandbox::assess;
-use crate::core::sandbox::features::Features;
+use crate::core::sandbox::features::{Features, cgroup_controllers};
 use crate::core::secure_open;
 use crate::core::trust::{RevocationList, TrustMap};
 use crate::{complain, say};
@@ -222,11 +222,13 @@ impl Findings {
             say!("Profiles: not looked at - run self-check or 'ctrl-exec-exec check' as root");
             return;
         }
+        let controllers = cgroup_controllers();
         let house = assess::House {
             config,
             allowlist,
             features: &features,
             protected: &ProtectedPaths::default(),
+            controllers: &controllers,
         };
         for script in assess::assess_all(house) {
             for line in script.lines() {

@@ -11,7 +11,7 @@ use crate::applets::{AppError, Context, Exit};
 use crate::core::config::AgentConfig;
 use crate::core::profile::lint;
 use crate::core::sandbox::assess::{self, Assessment, wrapped};
-use crate::core::sandbox::features::{Features, Row};
+use crate::core::sandbox::features::{Features, Row, cgroup_controllers};
 use crate::say;
 
 /// Where units put the socket.
@@ -83,6 +83,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         allowlist: &policy.allowlist,
         features: &features,
         protected: &protected,
+        controllers: &cgroup_controllers(),
     });
     let mut result = Checked {
         features,

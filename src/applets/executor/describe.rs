@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use rustix::process::{Pid, WaitOptions, waitpid};
 use serde_json::{Map, Value, json};
 
 use super::house::House;
 use crate::applets::VERSION;
-use crate::core::config::{
-    Baseline, Devices, Network, Ports, ProfileConfig, Scope, Syscalls, Want,
-};
+use crate::core::config::Baseline;
 use crate::core::logging::Action;
-use crate::core::sandbox::features::{Feature, Features};
+use crate::core::sandbox::assess::{self, Assessment};
+use crate::core::sandbox::features::Feature;
 use crate::core::sandbox::{Level, Protection, Protections};
+use crate::core::sys::fork::{self, Side};
 
 /// The facilities of the kernel that somebody may ask for, and what each is here.
 fn facilities(house: &House) -> Vec<(&'static str, Feature)> {
@@ -59,10 +60,9 @@ pub(super) fn features_json(house: &House) -> String {
         .into_iter()
         .map(|(name, feature)| (name.to_owned(), state(feature)))
         .collect();
-    let profiles: Map<String, Value> = config
-        .profiles
-        .iter()
-        .map(|(name, profile)| (name.to_string(), levels(&forecast(profile, house))))
+    let profiles: Map<String, Value> = assessments(house)
+        .into_iter()
+        .map(|script| (script.profile, levels(&script.protections)))
         .collect();
     let baseline = match config.executor.baseline {
         Baseline::Compat => "compat",
@@ -93,101 +93,40 @@ fn levels(protections: &Protections) -> Value {
     Value::Object(named.collect())
 }
 
-/// What a profile will come to on this kernel, as far as that can be told without a run.
-pub(super) fn forecast(profile: &ProfileConfig, house: &House) -> Protections {
-    let features = &house.features;
-    let mut report = Protections::default();
-    let mut set = |protection, wanted: bool, feature: &Feature| {
-        let level = match (wanted, feature) {
-            (false, _) => Level::Off,
-            (true, Ok(())) => Level::Enforced,
-            (true, Err(why)) => Level::Degraded(why.clone()),
-        };
-        report.set(protection, level);
+/// The scripts of the allowlist on the way of a real run, as far as the fork.
+fn assessments(house: &House) -> Vec<Assessment> {
+    let controllers = match &house.hierarchy {
+        Ok(hierarchy) => Ok(hierarchy.controllers().map(str::to_owned).collect()),
+        Err(why) => Err(why.clone()),
     };
-    let always: Feature = Ok(());
-    let identity = match features.privileged {
-        true => Ok(()),
-        false => Err("the executor is not root".to_owned()),
-    };
-    let lsm = |there: bool| there.then_some(()).ok_or_else(|| "not loaded".to_owned());
-    let view = &features.mount_namespace;
-    set(
-        Protection::NoNewPrivileges,
-        profile.no_new_privileges,
-        &always,
-    );
-    set(Protection::Capabilities, true, &identity);
-    set(Protection::FileSystemView, true, view);
-    set(Protection::ReadOnlyRoot, !profile.writable.is_empty(), view);
-    set(Protection::PrivateTmp, profile.private_tmp, view);
-    set(
-        Protection::KernelTunables,
-        !profile.kernel_tunables_writable,
-        view,
-    );
-    let minimal = profile.devices.value == Devices::Minimal;
-    set(Protection::MinimalDevices, minimal, view);
-    let landlock = profile.landlock != Want::Off;
-    set(
-        Protection::Landlock,
-        landlock,
-        &landlock_state(profile, features),
-    );
-    let filter = profile.syscalls.value != Syscalls::Off;
-    set(Protection::Seccomp, filter, &features.seccomp);
-    let no_userns = profile.deny_userns.value;
-    set(Protection::NoUserNamespaces, no_userns, &features.seccomp);
-    let private = |scope| scope == Scope::Private;
-    set(
-        Protection::PrivateProcesses,
-        private(profile.processes.value),
-        &features.pid_namespace,
-    );
-    set(
-        Protection::PrivateIpc,
-        private(profile.ipc.value),
-        &features.ipc_namespace,
-    );
-    let own_network = profile.network.value != Network::Host;
-    set(Protection::Network, own_network, &features.net_namespace);
-    let cgroup = house.hierarchy.as_ref().map(|_| ()).map_err(Clone::clone);
-    set(Protection::Cgroup, profile.cgroup != Want::Off, &cgroup);
-    set(
-        Protection::ResourceLimits,
-        !profile.limits.is_empty(),
-        &always,
-    );
-    set(
-        Protection::AppArmor,
-        profile.apparmor.is_some(),
-        &lsm(features.apparmor),
-    );
-    set(
-        Protection::SeLinux,
-        profile.selinux.is_some(),
-        &lsm(features.selinux),
-    );
-    report
-}
-
-fn landlock_state(profile: &ProfileConfig, features: &Features) -> Feature {
-    /// The first version with TCP ports.
-    const PORTS: u32 = 4;
-    features.landlock.clone()?;
-    let any = profile.tcp_connect == Ports::Any && profile.tcp_bind == Ports::Any;
-    if any || features.landlock_abi >= PORTS {
-        Ok(())
-    } else {
-        Err(format!(
-            "this kernel's Landlock (ABI {}) knows no ports",
-            features.landlock_abi
-        ))
-    }
+    assess::assess_all(assess::House {
+        config: &house.policy.config,
+        allowlist: &house.policy.allowlist,
+        features: &house.features,
+        protected: &house.protected,
+        controllers: &controllers,
+    })
 }
 
 /// Says once for each protection which profiles have to do without it.
+///
+/// In a process of its own: whoever listens keeps none of the memory that this takes.
 pub(super) fn log_degraded(house: &House) {
+    match fork::fork() {
+        Ok(Side::Child) => {
+            log_all_degraded(house);
+            fork::leave(0)
+        }
+        Ok(Side::Parent(pid)) => {
+            if let Some(pid) = Pid::from_raw(pid) {
+                let _ = waitpid(Some(pid), WaitOptions::empty());
+            }
+        }
+        Err(_) => log_all_degraded(house),
+    }
+}
+
+fn log_all_degraded(house: &House) {
     for (protection, (why, profiles)) in degraded(house) {
         Action::new("exec-degraded")
             .field("ERROR", why)
@@ -200,11 +139,13 @@ pub(super) fn log_degraded(house: &House) {
 
 fn degraded(house: &House) -> BTreeMap<Protection, (String, Vec<String>)> {
     let mut found: BTreeMap<Protection, (String, Vec<String>)> = BTreeMap::new();
-    for (name, profile) in &house.policy.config.profiles {
-        for (protection, why) in forecast(profile, house).degraded() {
+    for script in assessments(house) {
+        for (protection, why) in script.protections.degraded() {
             let entry = found.entry(protection);
-            let entry = entry.or_insert_with(|| (why.to_owned(), Vec::new()));
-            entry.1.push(name.to_string());
+            let (_, profiles) = entry.or_insert_with(|| (why.to_owned(), Vec::new()));
+            if !profiles.contains(&script.profile) {
+                profiles.push(script.profile.clone());
+            }
         }
     }
     found

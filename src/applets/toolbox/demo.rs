@@ -4,8 +4,8 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::applets::{APPLETS, AppError, Context, Exit, cli};
 use crate::core::terminal::stdout_bytes;
-use crate::core::types;
+use crate::core::{sys, types};
 use crate::say;
 
 /// Pair a dispatcher and an agent in a temporary folder on this machine and run scripts, step by step.
@@ -34,6 +34,8 @@ const AGENT: &str = "demo-agent";
 
 const GREET: &str = "#!/bin/sh\n# Arguments arrive as they were typed: no shell has looked at them.\necho \"Hello from $(hostname 2>/dev/null || echo this host)\"\nfor arg in \"$@\"; do echo \"argument: $arg\"; done\n";
 const UPTIME: &str = "#!/bin/sh\ncat /proc/uptime\n";
+/// Shows what a profile is, from the inside.
+const WHOAMI: &str = "#!/bin/sh\nid -un 2>/dev/null || id -u\ngrep -E '^(NoNewPrivs|CapBnd|Seccomp):' /proc/self/status\ncat \"$1\" 2>/dev/null || echo 'the agent key: out of reach'\n";
 const FAIL: &str = "#!/bin/sh\necho 'this goes to stderr' >&2\nexit 3\n";
 
 pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
@@ -62,6 +64,7 @@ struct Demo {
     dir: PathBuf,
     path_variable: String,
     agent: Option<Child>,
+    executor: Option<Child>,
     listener: Option<Child>,
     keep: bool,
     created: bool,
@@ -72,6 +75,7 @@ impl Drop for Demo {
         for child in [
             self.listener.take(),
             self.agent.take().filter(|_| !self.keep),
+            self.executor.take().filter(|_| !self.keep),
         ]
         .into_iter()
         .flatten()
@@ -97,7 +101,13 @@ impl Demo {
     fn new(context: &Context, dir: Option<PathBuf>, keep: bool) -> Result<Self, AppError> {
         let suffix =
             types::random::<6>().map_err(|_| failed("the system gives no random bytes"))?;
-        let parent = PathBuf::from(context.var("TMPDIR").unwrap_or("/tmp"));
+        // Root's scripts must lie where nobody else can replace them: not below /tmp.
+        let usual = if is_root() && Path::new("/var/lib").is_dir() {
+            "/var/lib"
+        } else {
+            "/tmp"
+        };
+        let parent = PathBuf::from(context.var("TMPDIR").unwrap_or(usual));
         let dir =
             dir.unwrap_or_else(|| parent.join(format!("ctrl-exec-demo-{}", types::hex(&suffix))));
         // Made by us or not at all: nobody else's folder is filled or removed.
@@ -111,11 +121,14 @@ impl Demo {
             ),
             dir,
             agent: None,
+            executor: None,
             listener: None,
             keep,
             created: true,
         };
-        fs::set_permissions(&demo.dir, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        // Root's scripts run as another user, who must be able to reach them; keys have modes of their own.
+        let mode = if is_root() { 0o755 } else { 0o700 };
+        fs::set_permissions(&demo.dir, fs::Permissions::from_mode(mode)).map_err(failed)?;
         Ok(demo)
     }
 
@@ -142,8 +155,12 @@ impl Demo {
         );
         self.pair(&pairing_port, &fingerprint)?;
 
-        headline("3. The agent's own allowlist says what may run; the agent starts");
+        headline(
+            "3. The host's own files say what may run, and as whom; the root executor and the agent start",
+        );
         self.print_file("agent", "etc/ctrl-exec-agent/scripts.toml")?;
+        self.print_file("agent", "etc/ctrl-exec-agent/agent.toml")?;
+        self.start_executor()?;
         self.start_agent()?;
 
         headline("4. The dispatcher uses it");
@@ -163,6 +180,18 @@ impl Demo {
             0,
         )?;
         self.show("dispatcher", &["ced", "run", AGENT, "uptime", "--json"], 0)?;
+
+        let key = self
+            .root("agent")
+            .join("etc/ctrl-exec-agent/agent.key")
+            .display()
+            .to_string();
+        say!("# In its profile a script is what the profile says, and no more:");
+        self.show(
+            "dispatcher",
+            &["ced", "run", AGENT, "whoami", "--", &key],
+            0,
+        )?;
 
         headline("5. What is refused, and what fails");
         self.show("dispatcher", &["ced", "run", AGENT, "not-listed"], 1)?;
@@ -196,7 +225,12 @@ impl Demo {
             fs::create_dir_all(dir).map_err(failed)?;
         }
         let mut list = String::new();
-        for (name, text) in [("greet", GREET), ("uptime", UPTIME), ("fail", FAIL)] {
+        for (name, text) in [
+            ("greet", GREET),
+            ("uptime", UPTIME),
+            ("whoami", WHOAMI),
+            ("fail", FAIL),
+        ] {
             let path = scripts.join(format!("{name}.sh"));
             fs::write(&path, text).map_err(failed)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(failed)?;
@@ -209,13 +243,56 @@ impl Demo {
         fs::write(
             etc.join("agent.toml"),
             format!(
-                "port = {port}\nbind = \"127.0.0.1\"\nscript_dirs = [\"{}\"]\n\n\
-                 # Counts once the root executor runs the scripts; without it they run as the agent's own user.\n\
-                 [profile.default]\nrun_as = \"nobody\"\n",
-                scripts.display()
+                "port = {port}\nbind = \"127.0.0.1\"\nscript_dirs = [\"{}\"]\nexecutor_socket = \"/run/ctrl-exec-agent/exec.sock\"\n{}",
+                scripts.display(),
+                self.profiles()
             ),
         )
         .map_err(failed)
+    }
+
+    /// What the executor can apply here.
+    fn profiles(&self) -> &'static str {
+        if !is_root() {
+            "\n# Without root the executor cannot change the user: its test mode takes profiles without an identity only.\n[profile.default]\n"
+        } else if only_root_can_change(&self.dir) {
+            "\n[executor]\nbaseline = \"strict\"\n\n[profile.default]\nrun_as = \"nobody\"\n"
+        } else {
+            "\n# The strict baseline would refuse files in this folder: others can write to a directory above it.\n[executor]\nbaseline = \"compat\"\n\n[profile.default]\nrun_as = \"nobody\"\n"
+        }
+    }
+
+    fn start_executor(&mut self) -> Result<(), AppError> {
+        let root = self.root("agent");
+        let run = root.join("run/ctrl-exec-agent");
+        fs::create_dir_all(&run).map_err(failed)?;
+        let text = |path: PathBuf| path.display().to_string();
+        let socket = text(run.join("exec.sock"));
+        let etc = root.join("etc/ctrl-exec-agent");
+        let (config, scripts) = (text(etc.join("agent.toml")), text(etc.join("scripts.toml")));
+        let uid = rustix::process::geteuid().as_raw();
+        let user = sys::users::Database::load()
+            .ok()
+            .and_then(|db| db.by_uid(uid))
+            .map_or_else(|| uid.to_string(), |account| account.name);
+        let mut serve = vec!["ctrl-exec-exec", "serve", &socket, &config, &scripts, &user];
+        if !is_root() {
+            serve.push("--unprivileged-test");
+        }
+        say!("agent$ {} &", self.typed("agent", &serve));
+        let log = fs::File::create(self.dir.join("executor.log")).map_err(failed)?;
+        let log_too = log.try_clone().map_err(failed)?;
+        self.executor = Some(self.spawn("agent", &serve, log.into(), log_too.into())?);
+        let path = PathBuf::from(&socket);
+        wait_for("the executor", || {
+            if let Some(executor) = &mut self.executor
+                && let Some(status) = executor.try_wait().map_err(failed)?
+            {
+                let log = fs::read_to_string(self.dir.join("executor.log")).unwrap_or_default();
+                return Err(failed(format!("the executor ended ({status}):\n{log}")));
+            }
+            Ok(path.exists().then_some(()))
+        })
     }
 
     fn pair(&mut self, port: &str, fingerprint: &str) -> Result<(), AppError> {
@@ -425,15 +502,35 @@ impl Demo {
             return;
         }
         let pid = self.agent.as_ref().map_or(0, Child::id);
+        let executor = self.executor.as_ref().map_or(0, Child::id);
         say!("# The agent (pid {pid}) keeps running. Try:");
+        say!("# The executor (pid {executor}) too.");
         say!("export PATH={}:$PATH", self.dir.join("bin").display());
         say!(
             "{}",
             self.typed("dispatcher", &["ced", "run", AGENT, "greet", "--", "you"])
         );
-        say!("# Its log: {}", self.dir.join("agent.log").display());
-        say!("# To end it: kill {pid} && rm -r {}", self.dir.display());
+        say!(
+            "# Their logs: {0}/agent.log, {0}/executor.log",
+            self.dir.display()
+        );
+        say!(
+            "# To end it: kill {pid} {executor} && rm -r {}",
+            self.dir.display()
+        );
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether every directory down to this one belongs to root and can be written by root alone.
+fn only_root_can_change(dir: &Path) -> bool {
+    dir.ancestors().all(|dir| {
+        fs::metadata(dir)
+            .is_ok_and(|meta| meta.uid() == 0 && meta.permissions().mode() & 0o022 == 0)
+    })
 }
 
 fn headline(text: &str) {

@@ -116,7 +116,7 @@ fn duration(time: libc::timeval) -> Duration {
 #[cfg(test)]
 #[track_caller]
 pub fn in_own_process(body: impl FnOnce()) {
-    let (mut heard, told) = std::io::pipe().unwrap();
+    let (mut heard, told) = io::pipe().unwrap();
     // SAFETY: the C library makes its allocator usable in the child of a process with threads; the child takes no lock of ours and ends
     // by _exit below.
     #[allow(unsafe_code)]
@@ -175,6 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::zombie_processes, reason = "reaped by what is tested")]
     fn a_child_is_reaped_with_its_status_and_what_it_used() {
         let child = std::process::Command::new("/bin/sh")
             .args([

@@ -248,9 +248,12 @@ pub(super) async fn cancel(snapshot: &Snapshot, key: &Key) -> Cancelled {
         return Cancelled::Failed("there is no executor any more".to_owned());
     };
     match ask(socket, key, JobOrder::Cancel, QUICK).await {
-        Ok(reply) if kind(&reply) == Some(Kind::Unknown) => Cancelled::Done,
-        Ok(reply) if reply.exit == 0 => Cancelled::Cancelling,
-        Ok(reply) => Cancelled::Failed(reason(reply)),
+        Ok(reply) => match kind(&reply) {
+            Some(Kind::Running) => Cancelled::Cancelling,
+            None | Some(Kind::Denied) => Cancelled::Failed(reason(reply)),
+            // The end itself, which the watcher is about to write down.
+            Some(_) => Cancelled::Done,
+        },
         Err(error) => Cancelled::Failed(error.to_string()),
     }
 }

@@ -32,6 +32,7 @@ fn signals() -> OwnedFd {
 }
 
 /// Starts what the child of the sandbox would have become.
+#[allow(clippy::zombie_processes, reason = "reaped by what is tested")]
 fn start(script: &str, leaf: Option<&Leaf>) -> (Started, Ends) {
     let (ends, io) = pipes().unwrap();
     let join = leaf.map_or(String::new(), |leaf| {

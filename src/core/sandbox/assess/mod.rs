@@ -6,7 +6,7 @@
 mod report;
 
 use super::cgroup;
-use super::features::{Features, cgroup_controllers};
+use super::features::Features;
 use super::identity::{self, Identity};
 use super::prepare::{RunOrder, prepare};
 use super::script::{self, executable};
@@ -44,6 +44,8 @@ pub struct House<'a> {
     pub allowlist: &'a Allowlist,
     pub features: &'a Features,
     pub protected: &'a ProtectedPaths,
+    /// Controllers that the groups of runs have or can have; else why there are no groups.
+    pub controllers: &'a Result<Vec<String>, String>,
 }
 
 /// Assesses every script of the allowlist, by name.
@@ -136,7 +138,7 @@ impl Assessment {
             };
             let prepared = prepare(order, &mut report).map(drop);
             // After it: without a group it may have something to say about limits, but not about this.
-            prepared.and_then(|()| cgroup_level(profile, &mut report))
+            prepared.and_then(|()| cgroup_level(profile, house.controllers, &mut report))
         });
         let runner = executable::Runner {
             identity: &identity,
@@ -159,12 +161,16 @@ impl Assessment {
 }
 
 /// What can be known about the group of a run without making one: whether the controllers are there at all.
-fn cgroup_level(profile: &ProfileConfig, report: &mut Protections) -> Result<(), NotPrepared> {
+fn cgroup_level(
+    profile: &ProfileConfig,
+    controllers: &Result<Vec<String>, String>,
+    report: &mut Protections,
+) -> Result<(), NotPrepared> {
     if profile.cgroup == Want::Off {
         report.set(Protection::Cgroup, Level::Off);
         return Ok(());
     }
-    match missing_controllers(profile) {
+    match missing_controllers(profile, controllers) {
         Ok(()) => {
             report.set(Protection::Cgroup, Level::Enforced);
             Ok(())
@@ -173,13 +179,16 @@ fn cgroup_level(profile: &ProfileConfig, report: &mut Protections) -> Result<(),
     }
 }
 
-fn missing_controllers(profile: &ProfileConfig) -> Result<(), String> {
-    let there = cgroup_controllers()?;
+fn missing_controllers(
+    profile: &ProfileConfig,
+    controllers: &Result<Vec<String>, String>,
+) -> Result<(), String> {
+    let there = controllers.as_ref().map_err(Clone::clone)?;
     let mut missing: Vec<&str> = profile
         .cgroup_limits
         .keys()
         .filter_map(|file| file.split('.').next())
-        .filter(|controller| !there.iter().any(|t| t == controller))
+        .filter(|controller| !there.iter().any(|t| t.as_str() == *controller))
         .collect();
     missing.dedup();
     if missing.is_empty() {

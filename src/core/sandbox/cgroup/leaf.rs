@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use super::limits_of;
+use super::{extras_of, limits_of};
 use crate::core::config::ProfileConfig;
 
 /// How long removal is tried for: the kernel takes a moment to forget processes that were killed.
@@ -51,13 +51,11 @@ impl Leaf {
 
     /// Writes the limits; answers those that could not be set, with the reason.
     pub(super) fn limit(&self, profile: &ProfileConfig) -> Vec<String> {
-        let (limits, tried) = limits_of(profile);
-        for (file, value) in tried {
+        for (file, value) in extras_of(profile) {
             let _ = self.write(file, value);
         }
-        limits
-            .into_iter()
-            .filter_map(|(file, value)| match self.write(file, &value) {
+        limits_of(profile)
+            .filter_map(|(file, value)| match self.write(file, value) {
                 Ok(()) => None,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     let controller = file.split('.').next().unwrap_or(file);

@@ -201,28 +201,24 @@ pub fn unavailable(
     Ok(())
 }
 
-/// The files and values of a profile, in the order in which they are written. The second list is only tried.
-fn limits_of(
-    profile: &ProfileConfig,
-) -> (
-    Vec<(&'static str, String)>,
-    Vec<(&'static str, &'static str)>,
-) {
-    let mut tried = Vec::new();
+/// Files and values beyond what the profile names, written where they are there.
+fn extras_of(profile: &ProfileConfig) -> Vec<(&'static str, &'static str)> {
+    let mut extras = Vec::new();
     if profile.baseline == Baseline::Strict {
         // Without this `memory.max` only means that the rest goes to the disk; and half a dead tree is of no use.
         if profile.cgroup_limits.contains_key("memory.max") {
-            tried.push(("memory.swap.max", "0"));
+            extras.push(("memory.swap.max", "0"));
         }
-        tried.push(("memory.oom.group", "1"));
+        extras.push(("memory.oom.group", "1"));
     }
-    let limits = profile
-        .cgroup_limits
-        .iter()
-        // `io.max` takes one device at a time.
-        .flat_map(|(file, value)| value.lines().map(|line| (*file, line.to_owned())))
-        .collect();
-    (limits, tried)
+    extras
+}
+
+/// The limits of a profile, as single writes.
+fn limits_of(profile: &ProfileConfig) -> impl Iterator<Item = (&'static str, &str)> {
+    let limits = profile.cgroup_limits.iter();
+    // `io.max` takes one device at a time.
+    limits.flat_map(|(file, value)| value.lines().map(|line| (*file, line)))
 }
 
 fn numbered(name: &str, number: usize) -> String {

@@ -36,12 +36,27 @@ fn numbers_are_read_by_their_whole_key() {
 
 #[test]
 fn swap_is_closed_only_where_memory_is_limited_in_strict() {
-    let strict = ProfileConfig::new(Baseline::Strict);
-    let (limits, tried) = limits_of(&strict);
-    assert_eq!(limits[0], ("memory.max", (512_u64 << 20).to_string()));
-    assert_eq!(tried, [("memory.swap.max", "0"), ("memory.oom.group", "1")]);
-    let (limits, tried) = limits_of(&ProfileConfig::new(Baseline::Compat));
-    assert!(limits.is_empty() && tried.is_empty());
+    let mut strict = ProfileConfig::new(Baseline::Strict);
+    let extras = extras_of(&strict);
+    assert_eq!(
+        extras,
+        [("memory.swap.max", "0"), ("memory.oom.group", "1")]
+    );
+    strict.cgroup_limits.clear();
+    assert_eq!(extras_of(&strict), [("memory.oom.group", "1")]);
+    assert_eq!(extras_of(&ProfileConfig::new(Baseline::Compat)), []);
+}
+
+#[test]
+fn each_device_of_io_max_is_a_write_of_its_own() {
+    let mut profile = ProfileConfig::new(Baseline::Compat);
+    let value = "8:0 rbps=1\n8:16 wbps=2".to_owned();
+    profile.cgroup_limits.insert("io.max", value);
+    let writes: Vec<_> = limits_of(&profile).collect();
+    assert_eq!(
+        writes,
+        [("io.max", "8:0 rbps=1"), ("io.max", "8:16 wbps=2")]
+    );
 }
 
 #[test]

@@ -21,8 +21,10 @@ fn reply(kind: Option<Kind>, exit: i32, stdout: &[u8], stderr: &[u8]) -> Reply {
 fn every_kind_of_answer_to_a_wait_has_its_meaning() {
     let of = |kind| judge_wait(reply(Some(kind), 7, b"out", b"err"), 1000);
     assert_eq!(of(Kind::Running), Answer::Running);
-    assert_eq!(of(Kind::Unknown), Answer::Lost);
-    assert_eq!(of(Kind::Lost), Answer::Lost);
+    for kind in [Kind::Unknown, Kind::Lost] {
+        let (stdout, stderr) = (b"out".to_vec(), b"err".to_vec());
+        assert_eq!(of(kind), Answer::Lost { stdout, stderr });
+    }
     assert_eq!(of(Kind::Denied), Answer::Puzzling("err".to_owned()));
     let original = judge_wait(
         reply(None, -1, b"", b"executor: script not permitted\n"),

@@ -100,8 +100,11 @@ struct Watcher {
 pub(super) enum Answer {
     Running,
     Ended(Outcome),
-    /// Nobody knows the run, or how it ended.
-    Lost,
+    /// Nobody knows the run, or how it ended; what it had said is all there is.
+    Lost {
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+    },
     /// A refusal, or an executor that does not understand: perhaps the next one is better.
     Puzzling(String),
 }
@@ -112,7 +115,10 @@ pub(super) fn judge(reply: Reply, max_output: usize) -> Answer {
     };
     match extras.kind {
         Kind::Running => Answer::Running,
-        Kind::Unknown | Kind::Lost => Answer::Lost,
+        Kind::Unknown | Kind::Lost => {
+            let Outcome { stdout, stderr, .. } = outcome(reply, extras, max_output);
+            Answer::Lost { stdout, stderr }
+        }
         Kind::Denied => Answer::Puzzling(reason(reply)),
         _ => Answer::Ended(outcome(reply, extras, max_output)),
     }
@@ -142,6 +148,23 @@ pub(super) fn outcome(reply: Reply, extras: ReplyExtras, max_output: usize) -> O
     }
 }
 
+/// Nobody will know how the run ended.
+struct Gone {
+    why: String,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Gone {
+    fn because(why: impl Into<String>) -> Self {
+        Self {
+            why: why.into(),
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+        }
+    }
+}
+
 impl Watcher {
     fn key(&self) -> Key {
         Key {
@@ -154,7 +177,6 @@ impl Watcher {
         let key = self.key();
         let end = self.end(&key).await;
         let now = self.agent.snapshot().clock.iso_now();
-        let forget = end.is_ok();
         let done = match end {
             Ok(outcome) => {
                 Action::new("run-async-done")
@@ -165,7 +187,11 @@ impl Watcher {
                     .info();
                 self.running.done(outcome, now)
             }
-            Err(why) => {
+            Err(Gone {
+                why,
+                stdout,
+                stderr,
+            }) => {
                 Action::new("run-async-lost")
                     .field("DISPATCHER", &key.owner)
                     .field("REASON", &why)
@@ -173,18 +199,18 @@ impl Watcher {
                     .field("SCRIPT", &self.running.script)
                     .warning();
                 let why = format!("lost: {why}; the script may have gone on");
-                self.running.lost(Vec::new(), Vec::new(), &why, now)
+                self.running.lost(stdout, stderr, &why, now)
             }
         };
         let stored = spawn_blocking(move || store_done(claim, done)).await;
-        if forget && stored.is_ok() {
+        if stored.is_ok() {
             // If it does not hear us it forgets by itself, a day later.
             let _ = ask(&self.socket, &key, JobOrder::Forget, QUICK).await;
         }
     }
 
     /// How the run ended, or why nobody will know.
-    async fn end(&self, key: &Key) -> Result<Outcome, String> {
+    async fn end(&self, key: &Key) -> Result<Outcome, Gone> {
         let mut away_since = Instant::now();
         let mut pause = PAUSE.0;
         let mut refusals = 0;
@@ -193,14 +219,18 @@ impl Watcher {
             let configured = self.agent.snapshot().config.executor_socket.clone();
             let socket = configured.as_deref().unwrap_or(&self.socket);
             if socket.as_os_str().is_empty() {
-                return Err("there is no executor configured any more".to_owned());
+                return Err(Gone::because("there is no executor configured any more"));
             }
             let asked = Instant::now();
             let trouble = match ask(socket, key, JobOrder::Wait, WAIT).await {
                 Ok(reply) => match judge(reply, self.max_output) {
                     Answer::Ended(outcome) => return Ok(outcome),
-                    Answer::Lost => {
-                        return Err("the executor knows nothing of its end".to_owned());
+                    Answer::Lost { stdout, stderr } => {
+                        return Err(Gone {
+                            stdout,
+                            stderr,
+                            ..Gone::because("the executor knows nothing of its end")
+                        });
                     }
                     Answer::Running => {
                         away_since = Instant::now();
@@ -213,7 +243,7 @@ impl Watcher {
                     Answer::Puzzling(why) => {
                         refusals += 1;
                         if refusals >= REFUSALS {
-                            return Err(why);
+                            return Err(Gone::because(why));
                         }
                         why
                     }
@@ -221,7 +251,7 @@ impl Watcher {
                 Err(error) => error.to_string(),
             };
             if away_since.elapsed() > AWAY {
-                return Err(trouble);
+                return Err(Gone::because(trouble));
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
