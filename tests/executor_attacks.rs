@@ -1,6 +1,8 @@
 //! Attacks from inside a script (spec/executor.md 14, 19): what each identity can and cannot do under each baseline. Where an attack is
 //! not stopped the table says so, and the test insists on that too: docs/security.md shows this table.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
+
 mod common;
 
 use std::collections::BTreeMap;
