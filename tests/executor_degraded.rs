@@ -1,8 +1,7 @@
 //! Kernels that lack something (spec/executor.md 15.1, 15.13, 19 "degraded kernels"): a filter makes system calls fail before the executor
 //! starts. What is required refuses with a clear text, what is tried is logged, what has a fallback protects as before.
 
-// Helpers stop as tests do; clippy's exceptions for tests reach only the test functions themselves.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
 
 mod common;
 

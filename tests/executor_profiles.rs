@@ -1,8 +1,7 @@
 //! What a profile promises is what a script finds (spec/executor.md 9, 11, 15, 17, 19 "invariants"): a script that looks at itself runs
 //! under each of many profiles.
 
-// Helpers stop as tests do; clippy's exceptions for tests reach only the test functions themselves.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
 
 mod common;
 

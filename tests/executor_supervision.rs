@@ -1,8 +1,7 @@
 //! Whatever a script does, its run ends when it must, everything it started ends with it, and the executor stays
 //! (spec/executor.md 10, 15.7, 19 "supervision").
 
-// Helpers stop as tests do; clippy's exceptions for tests reach only the test functions themselves.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
 
 mod common;
 
