@@ -182,7 +182,7 @@ pub(super) fn build(
         let ops = b.devices(dev, &on("dev"), &world);
         b.needs_stage(Step::MountDevices, ops);
     }
-    for path in pins(&carved, guarded.iter().chain(&hidden)) {
+    for path in pins(&carved, &guarded, &hidden) {
         let ops = b.pin(&path);
         b.push(Step::MountProtect, ops);
     }
@@ -409,16 +409,15 @@ pub(super) fn overlaps(paths: &[PathBuf], path: &Path) -> bool {
 /// The directories between a carve-out and what is protected below it, the outermost first. Protecting the end of a path is not enough:
 /// whoever may rename a directory above it can put another one in its place, and with it another file under the same name. Mount points
 /// cannot be renamed.
-pub(super) fn pins<'p>(
-    carved: &[PathBuf],
-    protected: impl Iterator<Item = &'p PathBuf>,
-) -> Vec<PathBuf> {
-    let mut between: Vec<PathBuf> = protected
+pub(super) fn pins(carved: &[PathBuf], guarded: &[PathBuf], hidden: &[PathBuf]) -> Vec<PathBuf> {
+    let mut between: Vec<PathBuf> = guarded
+        .iter()
+        .chain(hidden)
         .flat_map(|path| path.ancestors().skip(1))
         .filter(|dir| {
-            carved
-                .iter()
-                .any(|outer| dir.starts_with(outer) && dir != outer)
+            let below = |outer: &PathBuf| dir.starts_with(outer) && dir != outer;
+            // What is read-only keeps its names anyway.
+            carved.iter().any(below) && !guarded.iter().any(|path| dir.starts_with(path))
         })
         .map(Path::to_owned)
         .collect();

@@ -251,7 +251,7 @@ fn what_lies_above_something_protected_cannot_be_replaced() {
                 "/mnt/data/app/etc",
                 "/mnt/data/app",
             ] {
-                let error = fs::rename(dir, "/mnt/data/moved").unwrap_err();
+                let error = fs::rename(dir, format!("{dir}-moved")).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::ResourceBusy, "{dir}");
             }
             read_only("/mnt/data/app/deep/scripts");
