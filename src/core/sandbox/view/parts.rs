@@ -20,8 +20,15 @@ pub(super) const PROC_FLAGS: MountFlags = TMP_FLAGS.union(MountFlags::NOEXEC);
 
 /// Where a script could talk the kernel into running a program as root outside of everything (`core_pattern`, `uevent_helper`,
 /// `firmware_class/parameters/path`), or could break the machine.
-pub(super) const PROC_SWITCHES: [&str; 4] =
-    ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"];
+pub(super) const PROC_SWITCHES: [&str; 7] = [
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/proc/irq",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/acpi",
+    "/proc/scsi",
+];
 /// In `compat` scripts may go on switching LEDs and queues.
 pub(super) const SYS_SWITCHES: [&str; 4] =
     ["/sys/kernel", "/sys/fs", "/sys/module", "/sys/firmware"];
