@@ -350,15 +350,13 @@ mod tests {
     #[test]
     fn a_script_that_a_profile_could_write_does_not_come_on_the_list_later() {
         let files = Files::new();
-        let data = files.dir.path().join("data");
-        std::fs::create_dir(&data).unwrap();
+        let script = files.dir.path().join("x.sh");
         files.write(
             "agent.conf",
-            &format!("{CONFIG}writable = {}\n", data.display()),
+            &format!("{CONFIG}writable = {}\n", script.display()),
         );
         let mut source = files.source();
         let (mut policy, _) = source.load().unwrap();
-        let script = data.join("x.sh");
         let list = format!("a = /bin/true\nb = {}\n", script.display());
         files.write("scripts.conf", &list);
         let told = source.reload(&mut policy);
