@@ -249,9 +249,8 @@ fn more_runs_than_allowed_are_refused_at_once() {
     wait_until("it is taken", PATIENCE, || {
         (!executor.descendants().is_empty()).then_some(())
     });
-    let over = UnixStream::connect(executor.socket()).unwrap();
     let text = "executor: too many runs at the same time (1)\n";
-    refused(Waiting::of(over).answer(), text);
+    refused(raw(&executor, &Ask::new("hello").bytes()), text);
     executor.wait_for_log(&["ACTION=exec-deny", "REASON=limit"]);
     drop(idle);
     executor.wait_until_idle();

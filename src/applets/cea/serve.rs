@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +29,9 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 pub(super) fn serve(context: &Context, files: &Files) -> Result<Exit, AppError> {
     let failed = |what: &str, e: io::Error| AppError::failed(format!("{what}: {e}"));
     sys::inherited::close_on_exec().map_err(|e| failed("Cannot mark inherited descriptors", e))?;
+    // We hold the key: no other process of our user may look into us, or go through our /proc entry to the executor's socket.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| failed("Cannot close our memory to others", e.into()))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

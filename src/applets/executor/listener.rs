@@ -10,12 +10,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 
 use super::house::{House, Peer};
 use super::peer::{self, Rules};
 use super::policy::Source;
 use super::socket::Place;
+use super::supervisor::Seat;
 use super::{describe, supervisor};
 use crate::complain;
 use crate::core::exec::frame::{Kind, Reply, ReplyExtras, encode_reply};
@@ -41,10 +43,25 @@ pub(super) struct Listener {
     allow_root: bool,
     source: Source,
     house: House,
-    /// The supervisors.
-    running: Vec<Pid>,
+    running: Vec<Supervisor>,
+    /// Where supervisors say that they only serve an order: both ends, ours and theirs.
+    words: Option<(OwnedFd, OwnedFd)>,
     /// The last reason for which nothing could be accepted; told once.
     trouble: Option<Errno>,
+}
+
+/// One process that serves a connection.
+#[derive(Clone, Copy, Debug)]
+struct Supervisor {
+    pid: Pid,
+    /// It has said that it runs nothing, or may not run anything.
+    order: bool,
+}
+
+/// Orders (wait, cancel) are served while all places for runs are taken: else runs that wait for their end would keep each other from
+/// ever hearing of it. They have a limit of their own.
+fn most_orders(runs: usize) -> usize {
+    runs.saturating_mul(2).saturating_add(16)
 }
 
 /// What the loop is made of.
@@ -70,6 +87,8 @@ impl Listener {
             source: parts.source,
             house: parts.house,
             running: Vec::new(),
+            // Without it an order takes the place of a run for as long as it lasts.
+            words: pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok(),
             trouble: None,
         }
     }
@@ -164,24 +183,51 @@ impl Listener {
             self.reload();
         }
         let most = self.house.policy.config.executor.max_runs;
-        if self.running.len() >= most {
-            let text = format!("executor: too many runs at the same time ({most})\n");
+        self.hear();
+        let orders = self.running.iter().filter(|s| s.order).count();
+        if orders >= most_orders(most) {
+            let text = format!("executor: {}\n", supervisor::too_many(most));
             refuse(connection, peer, "limit", text);
             return;
         }
-        self.fork(connection, peer);
+        let full = self.running.len() - orders >= most;
+        self.fork(connection, peer, full);
     }
 
-    fn fork(&mut self, connection: UnixStream, peer: Peer) {
+    /// Learns which supervisors only serve an order.
+    fn hear(&mut self) {
+        let Some((words, _)) = &self.words else {
+            return;
+        };
+        // A multiple of a word: each is written whole.
+        let mut buffer = [0; 4 * 256];
+        while let Ok(n @ 1..) = rustix::io::read(words, &mut buffer[..]) {
+            for word in buffer[..n].chunks_exact(4) {
+                let pid = word.try_into().map(i32::from_ne_bytes);
+                let pid = pid.ok().and_then(Pid::from_raw);
+                if let Some(found) = self.running.iter_mut().find(|s| Some(s.pid) == pid) {
+                    found.order = true;
+                }
+            }
+        }
+    }
+
+    fn fork(&mut self, connection: UnixStream, peer: Peer, full: bool) {
         match fork::fork() {
             Ok(fork::Side::Child) => {
                 // Whatever happens in there: this process never comes back into the loop.
                 let _end = LeaveOnUnwind;
                 self.socket = None;
-                supervisor::supervise(connection, peer, &self.house);
+                let word = self.words.as_ref().map(|(_, word)| word);
+                let seat = Seat { full, word };
+                supervisor::supervise(connection, peer, &self.house, seat);
                 fork::leave(0)
             }
-            Ok(fork::Side::Parent(pid)) => self.running.extend(Pid::from_raw(pid)),
+            Ok(fork::Side::Parent(pid)) => {
+                let pid = Pid::from_raw(pid);
+                self.running
+                    .extend(pid.map(|pid| Supervisor { pid, order: full }));
+            }
             // As the original: exit -1 without a word. The reason is for the log.
             Err(error) => {
                 Action::new("accept-failed")
@@ -196,9 +242,11 @@ impl Listener {
     /// Takes the ended supervisors off the list. One that did not end by itself has left a run without an owner.
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let Some(at) = self.running.iter().position(|p| *p == pid) else {
+            let Some(at) = self.running.iter().position(|s| s.pid == pid) else {
                 continue;
             };
+            // Before its number can be another's.
+            self.hear();
             self.running.swap_remove(at);
             if status.exit_status() != Some(0) {
                 self.clear_up(pid, "supervisor-died");
@@ -252,14 +300,14 @@ impl Listener {
         }
         self.signal_all(Signal::KILL);
         for supervisor in std::mem::take(&mut self.running) {
-            self.clear_up(supervisor, "shutdown");
+            self.clear_up(supervisor.pid, "shutdown");
         }
     }
 
     fn signal_all(&self, signal: Signal) {
         for supervisor in &self.running {
             // Not reaped yet, so the number is still its own.
-            let _ = kill_process(*supervisor, signal);
+            let _ = kill_process(supervisor.pid, signal);
         }
     }
 

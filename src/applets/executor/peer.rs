@@ -60,7 +60,11 @@ pub(super) fn admit(connection: impl AsFd, rules: &Rules<'_>) -> Result<Peer, Re
     if handle.as_ref().is_some_and(|h| namespaces_of(h).is_none()) {
         return rejected("gone");
     }
-    let groups = groups.unwrap_or_default();
+    // Where our runs are told by their groups, a process without any cannot be told from one of them.
+    let groups = match groups {
+        Err(_) if rules.runs.is_some() => return rejected("gone"),
+        groups => groups.unwrap_or_default(),
+    };
     if rules.runs.is_some_and(|runs| is_run(&groups, runs)) {
         return rejected("a script of ours");
     }

@@ -147,6 +147,15 @@ impl Source {
             Ok(Loaded { value, warnings }) => {
                 told.warnings
                     .extend(warnings.iter().map(ToString::to_string));
+                let mut value = value;
+                if let Err(conflict) = self.check_writable(&policy.config, &value) {
+                    // A profile could write to what is new on the list: of that nothing counts.
+                    let old = &policy.allowlist.scripts;
+                    value
+                        .scripts
+                        .retain(|name, entry| old.get(name) == Some(&*entry));
+                    told.failures.push(conflict);
+                }
                 policy.allowlist = value;
             }
             Err(error) => {
@@ -336,6 +345,24 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         source.reload(&mut policy);
         assert_eq!(policy.refuse_all, None);
+    }
+
+    #[test]
+    fn a_script_that_a_profile_could_write_does_not_come_on_the_list_later() {
+        let files = Files::new();
+        let script = files.dir.path().join("x.sh");
+        files.write(
+            "agent.conf",
+            &format!("{CONFIG}writable = {}\n", script.display()),
+        );
+        let mut source = files.source();
+        let (mut policy, _) = source.load().unwrap();
+        let list = format!("a = /bin/true\nb = {}\n", script.display());
+        files.write("scripts.conf", &list);
+        let told = source.reload(&mut policy);
+        assert!(told.failures[0].contains("writable path"), "{told:?}");
+        assert_eq!(verdict(&policy, "a"), Ok(()));
+        assert_eq!(verdict(&policy, "b"), Err(Refusal::NotPermitted));
     }
 
     #[test]

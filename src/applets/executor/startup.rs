@@ -173,10 +173,38 @@ fn sanitise(socket_passed: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Old results are removed by name, as root: whoever could put another directory in the place of ours would choose what is removed.
+fn fixed(directory: &Path) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let ours = rustix::process::geteuid().as_raw();
+    let real = std::fs::canonicalize(directory).map_err(|e| {
+        format!(
+            "no directory for the socket: '{}': {e}",
+            directory.display()
+        )
+    })?;
+    // Links on the way are somebody's too.
+    for way in [directory, real.as_path()] {
+        for dir in way.ancestors() {
+            let meta = std::fs::symlink_metadata(dir)
+                .map_err(|e| format!("cannot look at '{}': {e}", dir.display()))?;
+            let open = !meta.is_symlink() && meta.mode() & 0o022 != 0 && meta.mode() & 0o1000 == 0;
+            if open || ![0, ours].contains(&meta.uid()) {
+                return Err(format!(
+                    "others than root could replace '{}', above the socket: use a directory of root's (chown root, chmod go-w)",
+                    dir.display()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Where detached runs keep their results: for us alone.
 fn make_jobs(beside: &Path) -> Result<PathBuf, String> {
     use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
     let jobs = beside.join("jobs");
+    fixed(beside)?;
     let made = std::fs::DirBuilder::new().mode(0o700).create(&jobs);
     if let Err(error) = made
         && error.kind() != io::ErrorKind::AlreadyExists
@@ -217,6 +245,28 @@ mod tests {
             1
         );
         assert!(parse(&["more"]).is_err());
+    }
+
+    #[test]
+    fn results_are_kept_only_where_nobody_else_can_replace_the_directory() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        let mode = |mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(dir.path().join("a"), mode).unwrap();
+        };
+        mode(0o755);
+        assert_eq!(make_jobs(&inner), Ok(inner.join("jobs")));
+        mode(0o775);
+        assert!(make_jobs(&inner).unwrap_err().contains("could replace"));
+        mode(0o1777);
+        assert_eq!(make_jobs(&inner), Ok(inner.join("jobs")));
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path().join("a"), Some(1234), None).unwrap();
+            assert!(make_jobs(&inner).unwrap_err().contains("could replace"));
+        }
     }
 
     #[test]

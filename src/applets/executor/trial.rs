@@ -88,7 +88,7 @@ fn exchange(house: &House, frame: &[u8]) -> Result<Reply, String> {
     let supervisor = match fork::fork().map_err(|e| cannot("fork", e))? {
         Side::Child => {
             drop(ours);
-            supervisor::supervise(theirs, peer, house);
+            supervisor::supervise(theirs, peer, house, supervisor::Seat::default());
             fork::leave(0)
         }
         Side::Parent(pid) => pid,

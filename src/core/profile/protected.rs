@@ -7,7 +7,7 @@ use crate::core::paths::Paths;
 use crate::core::sandbox::ProtectedPaths;
 use crate::core::types::{AbsolutePath, ProfileName};
 
-/// Computes the protected paths. Whether they exist is not looked at, except for the dispatcher's directory. `socket`: where the
+/// Computes the protected paths. Whether they exist is not looked at. `socket`: where the
 /// executor listens; `binary`: our own executable.
 ///
 /// A directory that others use too is never hidden as a whole: then the socket itself is.
@@ -30,10 +30,8 @@ pub fn protected_paths(
     }
     hide.push(config.key.clone());
     hide.push(config.async_runs_dir.clone());
-    let dispatcher = paths.dispatcher_etc();
-    if dispatcher.exists() {
-        hide.push(dispatcher);
-    }
+    // It may come later; what is not there when a run begins is passed over then.
+    hide.push(paths.dispatcher_etc());
 
     // The two directories of the original first.
     let mut read_only = vec![paths.agent_etc(), paths.agent_state()];
@@ -227,7 +225,11 @@ mod tests {
         assert!(has(&got.hide, "/run/ctrl-exec-agent"));
         assert!(has(&got.hide, "/keys/agent.key"));
         assert!(got.hide.contains(&config.async_runs_dir));
-        assert_eq!(got.hide.len(), 3, "no dispatcher here: {got:?}");
+        assert!(
+            got.hide.contains(&paths.dispatcher_etc()),
+            "even before it is there"
+        );
+        assert_eq!(got.hide.len(), 4, "{got:?}");
         for path in [
             "/mine/agent.conf",
             "/mine/scripts.conf",

@@ -209,9 +209,7 @@ async fn judge(
             Begun::Refused(error.to_string())
         }
         Err(error) => match ask(socket, key, JobOrder::Peek, QUICK).await {
-            Ok(reply) if matches!(kind(&reply), Some(Kind::Unknown | Kind::Denied)) => {
-                Begun::Refused(error.to_string())
-            }
+            Ok(reply) if kind(&reply) == Some(Kind::Unknown) => Begun::Refused(error.to_string()),
             _ => Begun::GoesOn,
         },
     }

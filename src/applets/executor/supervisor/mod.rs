@@ -30,8 +30,32 @@ use crate::core::sandbox::tree::Tree;
 use crate::core::sandbox::{NotPrepared, Protections, own, script};
 use crate::core::sys::wait::take_over_signals;
 
+/// The place that the listener has for this connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seat<'a> {
+    /// All places for runs are taken: only orders are served.
+    pub(super) full: bool,
+    /// Where to write our number when it turns out that this is no run.
+    pub(super) word: Option<&'a OwnedFd>,
+}
+
+impl Seat<'_> {
+    /// Gives the place of a run back. When that fails an order takes the place of a run for a while, and nothing worse.
+    fn is_no_run(&self) {
+        if let Some(word) = self.word {
+            let number = rustix::process::getpid().as_raw_nonzero().get();
+            let _ = rustix::io::write(word, &number.to_ne_bytes());
+        }
+    }
+}
+
+/// The words for a refusal because `most` runs are going on.
+pub(super) fn too_many(most: usize) -> String {
+    format!("too many runs at the same time ({most})")
+}
+
 /// Serves one connection in a process of its own. Returns when everything is done and logged; the caller exits.
-pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House) {
+pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House, seat: Seat<'_>) {
     let Ok(signals) = take_over_signals(&[Signal::TERM, Signal::USR1, Signal::CHILD]) else {
         return;
     };
@@ -51,6 +75,7 @@ pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House) {
         peer,
         house,
         signals,
+        seat,
     };
     served.serve();
 }
@@ -61,6 +86,7 @@ struct Served<'a> {
     peer: Peer,
     house: &'a House,
     signals: OwnedFd,
+    seat: Seat<'a>,
 }
 
 /// Ready to start.
@@ -99,6 +125,7 @@ impl Served<'_> {
         };
         drop(body);
         if let Some(order) = request.extras.job {
+            self.seat.is_no_run();
             let answer = orders::obey(order, &request, self.house, connection, &self.signals);
             if let Some(answer) = answer {
                 write_reply(connection.as_fd(), &answer, REPLY_PATIENCE);
@@ -106,6 +133,10 @@ impl Served<'_> {
             return;
         }
         let house = self.house;
+        if self.seat.full {
+            let refused = Refused::new(REFUSED, "limit", too_many(executor.max_runs));
+            return self.refuse(&request, &refused);
+        }
         match decide(&request, house) {
             Ok(decided) => self.run(&mut request, &decided),
             Err(refused) => self.refuse(&request, &refused),

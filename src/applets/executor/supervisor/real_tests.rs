@@ -21,6 +21,8 @@ use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
 struct Bench {
     dir: tempfile::TempDir,
     house: House,
+    full: bool,
+    word: Option<OwnedFd>,
 }
 
 fn is_root() -> bool {
@@ -72,7 +74,12 @@ impl Bench {
             unprivileged: (!is_root()).then_some(Unprivileged::Careful),
             jobs: dir.path().join("jobs"),
         };
-        Self { dir, house }
+        Self {
+            dir,
+            house,
+            full: false,
+            word: None,
+        }
     }
 
     /// What a client reads that sends these bytes and then no more.
@@ -80,10 +87,17 @@ impl Bench {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.write_all(bytes).unwrap();
         ours.shutdown(std::net::Shutdown::Write).unwrap();
-        supervise(theirs, Peer { uid: 0, pid: 1 }, &self.house);
+        supervise(theirs, Peer { uid: 0, pid: 1 }, &self.house, self.seat());
         let mut answer = Vec::new();
         ours.read_to_end(&mut answer).unwrap();
         answer
+    }
+
+    fn seat(&self) -> Seat<'_> {
+        Seat {
+            full: self.full,
+            word: self.word.as_ref(),
+        }
     }
 
     fn ask(&self, request: &Request) -> Reply {
@@ -288,7 +302,12 @@ fn a_client_that_has_gone_ends_the_run_where_the_profile_says_so() {
         ours.write_all(&encode_request(&request("script")).unwrap())
             .unwrap();
         drop(ours);
-        supervise(theirs, Peer { uid: 0, pid: 1 }, &bench.house);
+        supervise(
+            theirs,
+            Peer { uid: 0, pid: 1 },
+            &bench.house,
+            Seat::default(),
+        );
     });
 }
 
@@ -304,7 +323,12 @@ fn a_detached_run_is_answered_at_once_and_its_result_is_kept() {
         match fork().unwrap() {
             Side::Child => {
                 drop(ours);
-                supervise(theirs, Peer { uid: 0, pid: 1 }, &bench.house);
+                supervise(
+                    theirs,
+                    Peer { uid: 0, pid: 1 },
+                    &bench.house,
+                    Seat::default(),
+                );
                 leave(0)
             }
             Side::Parent(_) => drop(theirs),
@@ -350,7 +374,12 @@ fn a_detached_run_can_be_cancelled() {
         match fork().unwrap() {
             Side::Child => {
                 drop(ours);
-                supervise(theirs, Peer { uid: 0, pid: 1 }, &bench.house);
+                supervise(
+                    theirs,
+                    Peer { uid: 0, pid: 1 },
+                    &bench.house,
+                    Seat::default(),
+                );
                 leave(0)
             }
             Side::Parent(_) => drop(theirs),
@@ -371,4 +400,25 @@ fn with_word(word: &str) -> usize {
             std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| text(&line).contains(word))
         })
         .count()
+}
+
+#[test]
+fn when_all_places_are_taken_orders_are_served_and_runs_are_not() {
+    in_own_process(|| {
+        let (words, word) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        let mut bench = Bench::new("echo no", |_| {});
+        bench.full = true;
+        bench.word = Some(word);
+        let refused = bench.ask(&request("script"));
+        assert_eq!(refused.exit, REFUSED);
+        assert_eq!(refused.extras.unwrap().kind, Kind::Denied);
+        assert!(refused.stderr.starts_with(b"executor: too many runs"));
+        let mut number = [0; 4];
+        assert!(rustix::io::read(&words, &mut number).is_err());
+        let told = bench.order(JobOrder::Cancel);
+        assert_eq!(told.extras.unwrap().kind, Kind::Unknown);
+        // It gives back the place of a run.
+        assert_eq!(rustix::io::read(&words, &mut number), Ok(4));
+        assert_eq!(u32::from_ne_bytes(number), std::process::id());
+    });
 }

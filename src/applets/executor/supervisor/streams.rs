@@ -68,7 +68,8 @@ impl Output {
             Store::Memory(kept) => kept.extend_from_slice(bytes),
             Store::File(file) => {
                 // A full disk: what does not fit is dropped, and said.
-                if file.write_all(bytes).is_err() {
+                let room = self.kept + bytes.len() <= ALWAYS || has_room(file);
+                if !room || file.write_all(bytes).is_err() {
                     self.limit = self.kept;
                     return;
                 }
@@ -99,6 +100,26 @@ impl Output {
         }
         (bytes, dropped)
     }
+}
+
+/// This much is kept of every stream, however little room there is.
+const ALWAYS: usize = 64 * 1024;
+
+/// Whether the file system has room for more than the least. Results usually wait on `/run`, a RAM disk that the rest of the system depends
+/// on, and many runs write at the same time: an eighth of it stays free for the others.
+fn has_room(file: &File) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    let Ok(system) = rustix::fs::fstatfs(file) else {
+        return false;
+    };
+    let word = |number: i128| u64::try_from(number).unwrap_or(0);
+    let (kind, all, free) = (
+        word(i128::from(system.f_type)),
+        word(i128::from(system.f_blocks)),
+        word(i128::from(system.f_bavail)),
+    );
+    // One without a limit says that it has no blocks.
+    kind != TMPFS_MAGIC || all == 0 || free > all / 8
 }
 
 /// What the script reads.
@@ -192,6 +213,18 @@ mod tests {
         assert!(input.fd().is_none());
         let (_, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         assert!(Input::new(write, Vec::new()).fd().is_none());
+    }
+
+    #[test]
+    fn a_ram_disk_is_not_filled_to_the_brim() {
+        let room = || {
+            let file = tempfile::tempfile_in("/dev/shm").ok()?;
+            let system = rustix::fs::fstatfs(&file).ok()?;
+            Some(has_room(&file) == (system.f_blocks == 0 || system.f_bavail > system.f_blocks / 8))
+        };
+        assert_ne!(room(), Some(false));
+        let disk = std::fs::File::open("/proc/self/stat").unwrap();
+        assert!(has_room(&disk));
     }
 
     #[test]

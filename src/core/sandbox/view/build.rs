@@ -201,6 +201,10 @@ pub(super) fn build(
         let ops = b.devices(dev, &on("dev"), &world);
         b.needs_stage(Step::MountDevices, ops);
     }
+    for path in pins(&carved, &guarded, &hidden) {
+        let ops = b.pin(&path);
+        b.push(Step::MountProtect, ops);
+    }
     for path in &guarded {
         if dev.as_ref().is_some_and(|dev| path.starts_with(dev)) {
             continue;
@@ -419,6 +423,26 @@ pub(super) fn overlaps(paths: &[PathBuf], path: &Path) -> bool {
     paths
         .iter()
         .any(|other| other.starts_with(path) || path.starts_with(other))
+}
+
+/// The directories between a carve-out and what is protected below it, the outermost first. Protecting the end of a path is not enough:
+/// whoever may rename a directory above it can put another one in its place, and with it another file under the same name. Mount points
+/// cannot be renamed.
+pub(super) fn pins(carved: &[PathBuf], guarded: &[PathBuf], hidden: &[PathBuf]) -> Vec<PathBuf> {
+    let mut between: Vec<PathBuf> = guarded
+        .iter()
+        .chain(hidden)
+        .flat_map(|path| path.ancestors().skip(1))
+        .filter(|dir| {
+            let below = |outer: &PathBuf| dir.starts_with(outer) && dir != outer;
+            // What is read-only keeps its names anyway.
+            carved.iter().any(below) && !guarded.iter().any(|path| dir.starts_with(path))
+        })
+        .map(Path::to_owned)
+        .collect();
+    between.sort();
+    between.dedup();
+    between
 }
 
 /// The path, if it is one in a private temporary directory that can be made there.

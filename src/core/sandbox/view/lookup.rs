@@ -19,6 +19,11 @@ pub(super) enum Found {
 
 pub(super) trait Lookup {
     fn find(&self, path: &Path) -> Found;
+
+    /// Whether nobody but root can put something else where a real path leads.
+    fn is_fixed(&self, _path: &Path) -> bool {
+        true
+    }
 }
 
 /// The file system of this process.
@@ -64,6 +69,17 @@ impl Lookup for Host {
         } else {
             Found::File(real)
         }
+    }
+
+    fn is_fixed(&self, path: &Path) -> bool {
+        path.ancestors().skip(1).all(|dir| {
+            // A sticky directory keeps what is root's in its place.
+            dir.symlink_metadata().is_ok_and(|meta| {
+                meta.is_dir()
+                    && meta.uid() == 0
+                    && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0)
+            })
+        }) && path.symlink_metadata().is_ok_and(|meta| meta.uid() == 0)
     }
 }
 

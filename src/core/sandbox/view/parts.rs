@@ -20,8 +20,15 @@ pub(super) const PROC_FLAGS: MountFlags = TMP_FLAGS.union(MountFlags::NOEXEC);
 
 /// Where a script could talk the kernel into running a program as root outside of everything (`core_pattern`, `uevent_helper`,
 /// `firmware_class/parameters/path`), or could break the machine.
-pub(super) const PROC_SWITCHES: [&str; 4] =
-    ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"];
+pub(super) const PROC_SWITCHES: [&str; 7] = [
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/proc/irq",
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/acpi",
+    "/proc/scsi",
+];
 /// In `compat` scripts may go on switching LEDs and queues.
 pub(super) const SYS_SWITCHES: [&str; 4] =
     ["/sys/kernel", "/sys/fs", "/sys/module", "/sys/firmware"];
@@ -44,7 +51,8 @@ pub(super) struct Builder<'a> {
 
 impl Builder<'_> {
     /// A directory that can be covered for a while: best one that is to be hidden, since it stays covered and need not be uncovered, which
-    /// costs more than all other steps (the kernel waits for all processors).
+    /// costs more than all other steps (the kernel waits for all processors). Never one that its owner could move away while things are
+    /// prepared on it: they would be prepared where he likes.
     pub(super) fn stage(&self, hidden: &[PathBuf], used: &[&Path]) -> Option<PathBuf> {
         let directory = |path: &Path| match self.look.find(path) {
             Found::Directory(real) => Some(real),
@@ -52,9 +60,10 @@ impl Builder<'_> {
         };
         let hidden = hidden.iter().filter_map(|path| directory(path));
         let hidden = hidden.filter(|dir| {
-            !used
-                .iter()
-                .any(|path| *path != dir && path.starts_with(dir))
+            self.look.is_fixed(dir)
+                && !used
+                    .iter()
+                    .any(|path| *path != dir && path.starts_with(dir))
         });
         let others = ["/proc", "/sys", "/run", "/mnt", "/srv", "/media"]
             .iter()
@@ -165,6 +174,19 @@ impl Builder<'_> {
             lenient: true,
         }));
         ops
+    }
+
+    /// Makes a directory a mount point and changes nothing else about it.
+    pub(super) fn pin(&self, path: &Path) -> Vec<Op> {
+        if self.modern {
+            return vec![Op::Over {
+                path: text(path),
+                set: 0,
+                clear: 0,
+                still_read_only: Vec::new(),
+            }];
+        }
+        vec![bind(path, path, true)]
     }
 
     /// Takes a path and the mounts below it out of the read-only root. What the host has mounted read-only below stays so.

@@ -141,11 +141,8 @@ impl Op {
             Self::Bind {
                 source,
                 target,
-                recursive: false,
-            } => mount_bind(source.as_c_str(), target.as_c_str()),
-            Self::Bind { source, target, .. } => {
-                mount_bind_recursive(source.as_c_str(), target.as_c_str())
-            }
+                recursive,
+            } => bind(source, target, *recursive),
             Self::Move { source, target } => mount_move(source.as_c_str(), target.as_c_str()),
             Self::Over {
                 path,
@@ -181,6 +178,43 @@ impl Op {
             Self::Link { path, to } => rustix::fs::symlink(*to, path.as_c_str()),
             Self::Detach { target } => unmount(target.as_c_str(), UnmountFlags::DETACH),
         }
+    }
+}
+
+/// Lays what is at `source` over `target`. Both were looked up before and have no symbolic link any more: one that is there now was put
+/// there by the owner of a directory above, who must not choose what is covered, or with what.
+fn bind(source: &CStr, target: &CStr, recursive: bool) -> Result<(), Errno> {
+    let place = |path: &CStr| {
+        rustix::fs::openat2(
+            CWD,
+            path,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::NO_SYMLINKS,
+        )
+    };
+    let modern = || {
+        let (from, to) = (place(source)?, place(target)?);
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = open_tree(&from, c"", flags)?;
+        move_mount(
+            &tree,
+            c"",
+            &to,
+            c"",
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    match modern() {
+        // Before 5.6, or in a container that filters these calls.
+        Err(Errno::NOSYS | Errno::PERM) if recursive => mount_bind_recursive(source, target),
+        Err(Errno::NOSYS | Errno::PERM) => mount_bind(source, target),
+        done => done,
     }
 }
 

@@ -218,6 +218,57 @@ fn a_carve_out_does_not_open_what_is_protected() {
 }
 
 #[test]
+fn what_lies_above_something_protected_cannot_be_replaced() {
+    on_every_kernel(
+        "what_lies_above_something_protected_cannot_be_replaced",
+        |features| {
+            for dir in ["/mnt/data/app/etc", "/mnt/data/app/deep/scripts"] {
+                fs::create_dir_all(dir).unwrap();
+            }
+            fs::write("/mnt/data/app/etc/agent.key", "secret").unwrap();
+            let protected = ProtectedPaths {
+                hide: vec!["/mnt/data/app/etc/agent.key".into()],
+                read_only: vec!["/mnt/data/app/deep/scripts".into()],
+            };
+            let mut profile = ProfileConfig::new(Baseline::Compat);
+            profile.writable = paths(&["/mnt/data"]);
+            let order = ViewOrder {
+                profile: &profile,
+                protected: &protected,
+                script: Path::new("/mnt/scripts/backup"),
+                copy: None,
+                fresh_proc: false,
+                features,
+                mountinfo: &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+            };
+            plan(order, &mut Protections::default())
+                .unwrap()
+                .apply()
+                .unwrap();
+            for dir in [
+                "/mnt/data/app/deep/scripts",
+                "/mnt/data/app/deep",
+                "/mnt/data/app/etc",
+                "/mnt/data/app",
+            ] {
+                let error = fs::rename(dir, format!("{dir}-moved")).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::ResourceBusy, "{dir}");
+            }
+            read_only("/mnt/data/app/deep/scripts");
+            for path in [
+                "/mnt/data/app/deep",
+                "/mnt/data/app/etc",
+                "/mnt/data/app",
+                "/mnt/data",
+            ] {
+                writable(path);
+            }
+            assert_eq!(fs::read("/mnt/data/app/etc/agent.key").unwrap(), b"");
+        },
+    );
+}
+
+#[test]
 fn without_writable_secrets_are_hidden_and_sub_mounts_are_protected_too() {
     on_every_kernel("without_writable_secrets_are_hidden", |features| {
         tmpfs("/mnt/agent/below", MountFlags::empty());

@@ -25,7 +25,7 @@ fn every_kind_of_answer_to_a_wait_has_its_meaning() {
         let (stdout, stderr) = (b"out".to_vec(), b"err".to_vec());
         assert_eq!(of(kind), Answer::Lost { stdout, stderr });
     }
-    assert_eq!(of(Kind::Denied), Answer::Puzzling("err".to_owned()));
+    assert_eq!(of(Kind::Denied), Answer::Busy("err".to_owned()));
     let original = judge_wait(
         reply(None, -1, b"", b"executor: script not permitted\n"),
         1000,

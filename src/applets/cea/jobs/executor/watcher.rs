@@ -23,7 +23,7 @@ const WAIT: Duration = Duration::from_secs(45);
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long an executor may be away before its runs are given up.
 const AWAY: Duration = Duration::from_secs(86_400);
-/// How many refusals in a row are put down to an executor that is busy.
+/// How many answers in a row that are none are put down to an executor that is being replaced.
 const REFUSALS: u32 = 5;
 
 /// Follows a run that has just begun.
@@ -105,7 +105,9 @@ pub(super) enum Answer {
         stdout: Vec<u8>,
         stderr: Vec<u8>,
     },
-    /// A refusal, or an executor that does not understand: perhaps the next one is better.
+    /// It refuses to look, since it has too much to do: that says nothing of the run, which may well go on.
+    Busy(String),
+    /// An executor that does not understand: perhaps the next one is better.
     Puzzling(String),
 }
 
@@ -119,7 +121,7 @@ pub(super) fn judge(reply: Reply, max_output: usize) -> Answer {
             let Outcome { stdout, stderr, .. } = outcome(reply, extras, max_output);
             Answer::Lost { stdout, stderr }
         }
-        Kind::Denied => Answer::Puzzling(reason(reply)),
+        Kind::Denied => Answer::Busy(reason(reply)),
         _ => Answer::Ended(outcome(reply, extras, max_output)),
     }
 }
@@ -239,6 +241,10 @@ impl Watcher {
                         // An executor that does not really wait must not make us spin.
                         sleep(PAUSE.0.saturating_sub(asked.elapsed())).await;
                         continue;
+                    }
+                    Answer::Busy(why) => {
+                        refusals = 0;
+                        why
                     }
                     Answer::Puzzling(why) => {
                         refusals += 1;
