@@ -1,6 +1,6 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static test test-fast demo bench size lint fuzz ci clean
+.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz ci clean
 
 ARCH = $(shell uname -m)
 STATIC = target/dist/ctrl-exec-$(ARCH)
@@ -12,6 +12,7 @@ help:
 	@echo "make test    build the static binary, run every test against it"
 	@echo "make build   host build (debug)          make static  static musl binary in target/dist"
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
+	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
 	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
 
@@ -31,6 +32,9 @@ test: static
 # The same tests against the debug build: quicker while working.
 test-fast:
 	$(CARGO) test --locked
+
+kernels: static
+	sh dist/kernels.sh $(STATIC)
 
 demo: static
 	$(STATIC) demo

@@ -65,7 +65,7 @@ failed=0
 for suite in "$@"; do
     kernel=$(fetch "$suite") || cannot "no kernel of $suite can be fetched; left out"
     echo "== $suite: $(basename "$kernel")"
-    timeout "$patience" qemu-system-x86_64 -accel tcg -cpu max -smp 2 -m 512 -nic none -display none -no-reboot \
+    timeout "$patience" qemu-system-x86_64 -accel tcg -cpu qemu64 -smp 2 -m 512 -nic none -display none -no-reboot \
         -kernel "$kernel" -initrd "$work/initrd" -append "console=ttyS0 quiet panic=-1" -serial "file:$work/serial" </dev/null >"$work/qemu" 2>&1 ||
         { cat "$work/qemu"; echo "kernels: QEMU ended badly or took longer than $patience s" >&2; failed=1; }
     tr -d '\r' <"$work/serial" | sed -n '/^kernel-tests: begin/,$p' | grep -v -e '^kernel-tests: begin' -e 'reboot: '

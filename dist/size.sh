@@ -3,7 +3,7 @@
 # shown (`make bench` compares them with references).
 set -eu
 binary=$1
-size_bound=$((3 * 1024 * 1024))
+size_bound=$((3584 * 1024))
 pss_bound=4096
 executor_bound=1024
 broken=no

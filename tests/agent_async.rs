@@ -1,6 +1,8 @@
 //! Asynchronous runs: they outlive connections, the agent and its restarts, belong to one dispatcher, and end in a record whatever happens
 //! (spec/agent.md 9.2, 9.5, 12).
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
+
 mod common;
 
 use std::path::PathBuf;

@@ -1,6 +1,8 @@
 //! Asynchronous runs when a root executor runs the scripts (spec/executor.md 4.4, 13): against an executor of the original, which knows no
 //! such thing, and against one that speaks the trailer as ours does.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
+
 mod common;
 
 use common::executor::Executor;

@@ -1,6 +1,8 @@
 //! What a profile promises is what a script finds (spec/executor.md 9, 11, 15, 17, 19 "invariants"): a script that looks at itself runs
 //! under each of many profiles.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,7 @@
 //! The socket of the root executor, byte by byte, and the command line that others depend on (spec/executor.md 2, 3, 4, 19).
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
+
 mod common;
 
 use std::io::Write as _;

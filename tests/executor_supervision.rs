@@ -1,6 +1,8 @@
 //! Whatever a script does, its run ends when it must, everything it started ends with it, and the executor stays
 //! (spec/executor.md 10, 15.7, 19 "supervision").
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
+
 mod common;
 
 use std::io::Write as _;
@@ -373,7 +375,7 @@ fn what_cannot_be_executed_says_why() {
     ] {
         let answer = executor.run(name).exit(exit).err_has(text);
         assert!(
-            answer.err().contains(&format!("executor: ")) && answer.out().is_empty(),
+            answer.err().contains("executor: ") && answer.out().is_empty(),
             "{name}"
         );
         assert_eq!(answer.kind(), Some(kind::SETUP), "{name}");

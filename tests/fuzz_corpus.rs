@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 #[path = "../fuzz/checks.rs"]
 mod checks;
 
+type Target = (&'static str, fn(&[u8]));
+
 /// The targets of `fuzz/`.
-const TARGETS: [(&str, fn(&[u8])); 7] = [
+const TARGETS: [Target; 7] = [
     ("request", checks::request),
     ("reply", checks::reply),
     ("agent_conf", checks::agent_conf),

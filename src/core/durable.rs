@@ -241,7 +241,14 @@ fn open_dir(path: &Path) -> io::Result<File> {
 /// An exclusive `flock(2)`, held until dropped. The kernel frees it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a child that was forked in this moment, until its exec.
+        let _ = self.file.unlock();
+    }
 }
 
 impl Lock {
@@ -265,7 +272,7 @@ impl Lock {
         let deadline = std::time::Instant::now() + patience;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => return Ok(Self { file }),
                 Err(std::fs::TryLockError::WouldBlock) if std::time::Instant::now() < deadline => {
                     std::thread::sleep(std::time::Duration::from_millis(10));
                 }

@@ -12,6 +12,7 @@ use crate::core::config::AgentConfig;
 use crate::core::profile::lint;
 use crate::core::sandbox::assess::{self, Assessment, wrapped};
 use crate::core::sandbox::features::{Features, Row, cgroup_controllers};
+use crate::core::sandbox::own;
 use crate::say;
 
 /// Where units put the socket.
@@ -204,19 +205,6 @@ fn matrix(rows: &[Row]) -> Vec<String> {
     lines
 }
 
-/// What the executor itself needs, whatever the profiles say (spec/executor.md 14.3).
-const OWN: [Capability; 9] = [
-    Capability::CAP_CHOWN,
-    Capability::CAP_DAC_READ_SEARCH,
-    Capability::CAP_KILL,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETUID,
-    Capability::CAP_SETPCAP,
-    Capability::CAP_SYS_ADMIN,
-    Capability::CAP_SYS_RESOURCE,
-    Capability::CAP_NET_ADMIN,
-];
-
 /// Lines of the shipped unit that would take a capability away from every script.
 const IN_THE_WAY: [(Capability, &str); 5] = [
     (Capability::CAP_SYS_TIME, "ProtectClock"),
@@ -233,10 +221,10 @@ fn drop_in(config: &AgentConfig) -> Vec<String> {
         .values()
         .flat_map(|profile| profile.caps.iter().copied())
         .collect();
-    let mut all: Vec<Capability> = OWN.iter().chain(&granted).copied().collect();
-    all.sort_by_key(Capability::index);
-    all.dedup();
-    let names: Vec<String> = all.iter().map(ToString::to_string).collect();
+    let names: Vec<String> = own::needed(config)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let mut lines = vec![
         "# /etc/systemd/system/ctrl-exec-exec.service.d/profiles.conf".to_owned(),
         "# Made from the profiles: make it anew when a profile gets another capability.".to_owned(),
@@ -281,7 +269,7 @@ mod tests {
         assert_eq!(plain.len(), 5);
         assert_eq!(
             plain[4],
-            "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH CAP_KILL CAP_SETGID CAP_SETUID CAP_SETPCAP CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_RESOURCE"
+            "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH CAP_KILL CAP_SETGID CAP_SETUID CAP_SETPCAP CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_NICE CAP_SYS_RESOURCE"
         );
         let clock = drop_in(&config(&[
             Capability::CAP_SYS_TIME,

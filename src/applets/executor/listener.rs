@@ -20,10 +20,12 @@ use super::{describe, supervisor};
 use crate::complain;
 use crate::core::exec::frame::{Kind, Reply, ReplyExtras, encode_reply};
 use crate::core::logging::Action;
-use crate::core::sys::{fork, wait as signals};
+use crate::core::sys::{self, fork, wait as signals};
 
 /// The signals that the loop reads.
 pub(super) const SIGNALS: [Signal; 4] = [Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP];
+/// After so long without work the memory that only work needs is given back.
+const QUIET: Duration = Duration::from_secs(1);
 /// How long nothing is accepted after descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long runs may take to end when the service stops.
@@ -75,8 +77,18 @@ impl Listener {
     /// Serves until SIGTERM or SIGINT, then lets the runs end.
     pub(super) fn run(mut self) {
         let mut pause = false;
+        // Whether our code may still be mapped from the start or from work.
+        let mut warm = true;
         loop {
-            let connection = self.wait_for_work(pause.then_some(PAUSE), !pause);
+            let deadline = pause.then_some(PAUSE).or(warm.then_some(QUIET));
+            let began = Instant::now();
+            let connection = self.wait_for_work(deadline, !pause);
+            let rest = warm && !pause && began.elapsed() >= QUIET;
+            if rest {
+                sys::pages::forget_cold_code();
+            }
+            // Whatever wakes us is work.
+            warm = !rest;
             while let Some(signal) = signals::next_signal(&self.signals) {
                 match signal {
                     Signal::TERM | Signal::INT => return self.drain(),

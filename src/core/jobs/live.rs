@@ -15,7 +15,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// The lock, held until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct Hold {
-    _file: File,
+    file: File,
     path: PathBuf,
 }
 
@@ -46,7 +46,7 @@ impl Hold {
                 file.rewind()?;
                 writeln!(file, "{}", std::process::id())?;
                 return Ok(Some(Self {
-                    _file: file,
+                    file,
                     path: path.to_owned(),
                 }));
             }
@@ -68,6 +68,13 @@ impl Hold {
     /// Removes the file while the lock is held, so that nobody can have taken it over.
     pub fn retire(self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a child that was forked in this moment, until its exec.
+        let _ = self.file.unlock();
     }
 }
 

@@ -54,6 +54,11 @@ pub fn protected_paths(
             .iter()
             .map(|dir| dir.as_path().to_owned()),
     );
+    // Also what lies beside the two files.
+    for file in [&config.source, &allowlist.source] {
+        let dir = file.parent().filter(|dir| is_theirs(dir, config));
+        read_only.extend(dir.map(Path::to_owned));
+    }
     for entry in allowlist.scripts.values() {
         read_only.push(entry.path.as_path().to_owned());
         let schema = entry.annotations.schema.as_ref();
@@ -68,12 +73,6 @@ pub fn protected_paths(
 /// Whether a directory can be hidden without taking away what scripts need: it is not one of the system's common directories, and
 /// no script and no configuration lives in it.
 fn is_private(dir: &Path, config: &AgentConfig, allowlist: &Allowlist) -> bool {
-    const COMMON: [&str; 5] = ["/var/run", "/var/tmp", "/var/lib", "/dev/shm", "/run/user"];
-    let deep = dir
-        .components()
-        .filter(|c| matches!(c, Component::Normal(_)))
-        .count()
-        >= 2;
     let scripts = allowlist.scripts.values().map(|entry| &entry.path);
     let working = config.profiles.values().map(|profile| &profile.cwd);
     let used = config
@@ -84,7 +83,22 @@ fn is_private(dir: &Path, config: &AgentConfig, allowlist: &Allowlist) -> bool {
         .map(AbsolutePath::as_path)
         .chain([config.source.as_path(), allowlist.source.as_path()])
         .any(|path| path.starts_with(dir));
-    deep && !COMMON.iter().any(|common| dir == Path::new(common)) && !used
+    !is_common(dir) && !used
+}
+
+/// Whether the directory of a configuration can be read-only as a whole: no profile keeps its data in it.
+fn is_theirs(dir: &Path, config: &AgentConfig) -> bool {
+    let dir = real(dir);
+    let mut data = config.profiles.values().flat_map(|p| &p.writable);
+    !is_common(&dir) && !data.any(|path| real(path.as_path()).starts_with(&dir))
+}
+
+/// A directory that much of the system shares.
+fn is_common(dir: &Path) -> bool {
+    const COMMON: [&str; 5] = ["/var/run", "/var/tmp", "/var/lib", "/dev/shm", "/run/user"];
+    let normal = |c: &Component<'_>| matches!(c, Component::Normal(_));
+    let shallow = dir.components().filter(normal).count() < 2;
+    shallow || COMMON.iter().any(|common| dir == Path::new(common))
 }
 
 /// Without the root directory, relative paths and repetitions, in the order given.
@@ -237,6 +251,35 @@ mod tests {
         let got = protected_paths(&config, &allowlist, &paths, None, None);
         assert!(got.hide.contains(&paths.dispatcher_etc()));
         assert!(!has(&got.hide, "/run/ctrl-exec-agent"));
+    }
+
+    #[test]
+    fn the_directory_of_a_configuration_counts_unless_others_use_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut config, paths) = agent(root.path());
+        let dirs = |config: &AgentConfig, source: &str| {
+            let mut config = config.clone();
+            config.source = source.into();
+            protected_paths(&config, &script("/x"), &paths, None, None).read_only
+        };
+        for (source, dir, whole) in [
+            ("/srv/agent/agent.conf", "/srv/agent", true),
+            ("/etc/agent.conf", "/etc", false),
+            ("/var/lib/agent.conf", "/var/lib", false),
+        ] {
+            let found = dirs(&config, source).contains(&PathBuf::from(dir));
+            assert_eq!(found, whole, "{source}");
+        }
+        let profile = ProfileConfig {
+            writable: vec![absolute("/srv/agent/data")],
+            ..ProfileConfig::default()
+        };
+        config
+            .profiles
+            .insert(ProfileName::new("p").unwrap(), profile);
+        let found = dirs(&config, "/srv/agent/agent.conf");
+        assert!(!found.contains(&PathBuf::from("/srv/agent")), "{found:?}");
+        assert!(found.contains(&PathBuf::from("/srv/agent/agent.conf")));
     }
 
     #[test]

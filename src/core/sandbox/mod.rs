@@ -9,6 +9,7 @@ pub mod features;
 pub mod filter;
 pub mod identity;
 pub mod landlock;
+pub mod own;
 pub mod prepare;
 pub mod script;
 pub mod tree;

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::cgroup::Leaf;
@@ -116,8 +117,17 @@ impl Tree {
 
     /// SIGKILL to all of it, until nothing is left or the patience is over. Returns how many processes it met.
     pub fn kill(&self) -> usize {
-        let met = self.alive();
         let end = Instant::now() + KILL_PATIENCE;
+        if self.init && self.main_alive() {
+            // The kernel kills the whole namespace with it, and lets it go last.
+            let met = self.below_init();
+            let _ = rustix::process::kill_process(self.main, Signal::KILL);
+            self.await_main(end);
+            if self.is_empty() {
+                return met;
+            }
+        }
+        let met = self.alive();
         loop {
             if let Some(leaf) = &self.leaf {
                 leaf.kill();
@@ -140,6 +150,37 @@ impl Tree {
                 return met;
             }
             std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Sleeps until the main process has ended, at most until then.
+    fn await_main(&self, end: Instant) {
+        let Ok(held) = rustix::process::pidfd_open(self.main, PidfdFlags::empty()) else {
+            // Before 5.3.
+            while self.main_alive() && Instant::now() < end {
+                std::thread::sleep(PAUSE);
+            }
+            return;
+        };
+        let mut asked = [PollFd::new(&held, PollFlags::IN)];
+        while self.main_alive() && Instant::now() < end {
+            let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).ok();
+            let _ = poll(&mut asked, left.as_ref());
+        }
+    }
+
+    /// How many processes an init has below it. None in the usual case, in which nothing but one small file is read.
+    fn below_init(&self) -> usize {
+        let init = self.main.as_raw_nonzero();
+        if let Some(leaf) = &self.leaf {
+            return leaf.processes().len().saturating_sub(1);
+        }
+        match fs::read_to_string(format!("/proc/{init}/task/{init}/children")) {
+            Ok(list) if list.trim().is_empty() => 0,
+            _ => descendants()
+                .iter()
+                .filter(|s| !s.zombie && s.pid != self.main)
+                .count(),
         }
     }
 

@@ -6,6 +6,7 @@ pub mod inherited;
 pub mod landlock;
 pub mod loopback;
 pub mod mounts;
+pub mod pages;
 pub mod parent_death;
 pub mod peer;
 pub mod probe;

@@ -27,7 +27,7 @@ use crate::core::sandbox::cgroup::{self, Hierarchy, Leaf};
 use crate::core::sandbox::identity::{self, Identity};
 use crate::core::sandbox::prepare::{Prepared, RunOrder, prepare};
 use crate::core::sandbox::tree::Tree;
-use crate::core::sandbox::{NotPrepared, Protections, script};
+use crate::core::sandbox::{NotPrepared, Protections, own, script};
 use crate::core::sys::wait::take_over_signals;
 
 /// Serves one connection in a process of its own. Returns when everything is done and logged; the caller exits.
@@ -37,6 +37,12 @@ pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House) {
     };
     // What a script leaves behind becomes our child. Before Linux 3.4 only its process group can be killed.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    let last = house.features.cap_last;
+    if house.unprivileged.is_none()
+        && let Err(errno) = own::give_up_the_rest(&house.policy.config, last)
+    {
+        return report::own_failure("capabilities", errno).err();
+    }
     if connection.set_nonblocking(true).is_err() {
         return;
     }
@@ -172,6 +178,9 @@ impl Served<'_> {
             &house.policy.config.executor,
             report,
         )?;
+        for warning in &checked.warnings {
+            report::noticed(request, warning).warning();
+        }
         let leaf = match &house.hierarchy {
             Ok(hierarchy) => {
                 let name = Hierarchy::name_of(std::process::id());
@@ -191,11 +200,16 @@ impl Served<'_> {
             leaf: leaf.as_ref(),
         };
         match prepare(order, report) {
-            Ok(prepared) => Ok(Ready {
-                prepared,
-                identity,
-                leaf,
-            }),
+            Ok(prepared) => {
+                for warning in prepared.warnings() {
+                    report::noticed(request, warning).warning();
+                }
+                Ok(Ready {
+                    prepared,
+                    identity,
+                    leaf,
+                })
+            }
             Err(not) => {
                 if let Some(leaf) = leaf {
                     leaf.remove();

@@ -203,6 +203,18 @@ pub(super) fn setup_failed(
         .field("ERROR", cut(error))
 }
 
+/// `exec-warn`: the run goes on, and somebody should know.
+pub(super) fn noticed(request: &Request, warning: &str) -> Action {
+    about("exec-warn", request).field("REASON", cut(warning))
+}
+
+/// `exec-setup-fail` without a request: the supervisor itself could not be set up.
+pub(super) fn own_failure(step: &str, error: impl Display) -> Action {
+    Action::new("exec-setup-fail")
+        .field("STEP", step)
+        .field("ERROR", error)
+}
+
 /// `exec-malformed`
 pub(super) fn malformed(peer: Peer, reason: &str) -> Action {
     Action::new("exec-malformed")

@@ -228,6 +228,7 @@ mod tests {
             allowlist: &allowlist,
             features: &Features::unprivileged(),
             protected: &ProtectedPaths::default(),
+            controllers: &Err("none".to_owned()),
         };
         let mut all = assess_all(house);
         assert_eq!(all.len(), 1);

@@ -12,9 +12,27 @@ use super::parts::{
 };
 use super::steps::{Op, Planned, Stage};
 use super::{MountPlan, ViewOrder};
-use crate::core::config::{Devices, ProfileConfig};
+use crate::core::config::{Baseline, Devices, ProfileConfig};
 use crate::core::sandbox::child::Step;
 use crate::core::sandbox::{Level, NotPrepared, Protection, Protections};
+
+/// Sockets of service managers, which obey whoever is uid 0 (spec/executor.md 11.3, 20): out of sight of root scripts in `strict`, unless
+/// the profile says that it knows what it does.
+fn managers(profile: &ProfileConfig) -> &'static [&'static str] {
+    const SOCKETS: [&str; 6] = [
+        "/run/systemd/private",
+        "/run/systemd/io.systemd.Manager",
+        "/run/dbus/system_bus_socket",
+        "/run/ubus/ubus.sock",
+        "/var/run/ubus/ubus.sock",
+        "/var/run/ubus.sock",
+    ];
+    let meant = profile.i_understand_unconfined;
+    match profile.baseline {
+        Baseline::Strict if profile.runs_as_root() && !meant => &SOCKETS,
+        _ => &[],
+    }
+}
 
 /// See [`super::plan`].
 pub(super) fn build(
@@ -89,7 +107,8 @@ pub(super) fn build(
             .hide
             .iter()
             .map(PathBuf::as_path)
-            .chain(profile.hide.iter().map(|path| path.as_path())),
+            .chain(profile.hide.iter().map(|path| path.as_path()))
+            .chain(managers(profile).iter().map(Path::new)),
     )?;
     hidden.retain(|path| !gone(path));
     if let Some(path) = hidden.iter().find(|path| script.starts_with(path)) {
