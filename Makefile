@@ -1,6 +1,6 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static test test-fast kernels demo bench size lint ci clean
+.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz ci clean
 
 ARCH = $(shell uname -m)
 STATIC = target/dist/ctrl-exec-$(ARCH)
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
+	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
 
 deps:
 	@sh dist/deps.sh static
@@ -49,6 +50,10 @@ lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	@command -v cargo-deny >/dev/null 2>&1 || test -x "$$HOME/.cargo/bin/cargo-deny" || $(CARGO) install --quiet --locked cargo-deny@0.20.2
 	PATH="$$PATH:$$HOME/.cargo/bin" sh dist/deny.sh
+
+# What it finds stays in fuzz/corpus, and every `make test` replays that.
+fuzz: deps
+	sh dist/fuzz.sh
 
 ci:
 	bash .ci/run

@@ -57,14 +57,34 @@ pub fn load_agent(
         Kind::Config,
     )?;
     chosen.load(Kind::Config, |source, is_toml, report| {
-        let raw = if is_toml {
-            refuse_blank(source, report);
-            toml_front::document(source, report, true)
-        } else {
-            conf_grammar::agent(source, report)
-        };
-        agent::build(raw, source, paths, last_capability(), report)
+        agent_of(source, is_toml, paths, report)
     })
+}
+
+/// The agent's configuration from bytes in memory; `.toml` at the end of `path` decides the grammar, and diagnostics name it. Nothing is
+/// asked about who could have written them: for tests and fuzzing, and whoever has judged the file already.
+///
+/// # Errors
+/// [`ConfigError::Invalid`]
+pub fn parse_agent(
+    paths: &Paths,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<Loaded<AgentConfig>, ConfigError> {
+    let source = SourceFile::new(path, bytes);
+    judged(&source, Report::default(), |source, report| {
+        agent_of(source, is_toml(path), paths, report)
+    })
+}
+
+fn agent_of(source: &SourceFile, is_toml: bool, paths: &Paths, report: &mut Report) -> AgentConfig {
+    let raw = if is_toml {
+        refuse_blank(source, report);
+        toml_front::document(source, report, true)
+    } else {
+        conf_grammar::agent(source, report)
+    };
+    agent::build(raw, source, paths, last_capability(), report)
 }
 
 /// Reads `scripts.toml` or `scripts.conf`; `explicit` as for [`load_dispatcher`]. Whether the profiles exist is
@@ -80,16 +100,47 @@ pub fn load_allowlist(
     let toml = paths.scripts_toml();
     let chosen = choose(explicit, toml, paths.scripts_conf(), Kind::Allowlist)?;
     chosen.load(Kind::Allowlist, |source, is_toml, report| {
-        let raw = if is_toml {
-            let tables = toml_front::scripts(source, report);
-            scripts::from_toml(tables, source, report)
-        } else {
-            scripts_conf::read(source, agent.executor.baseline, report)
-        };
-        let allowlist = scripts::build(raw, source, report);
-        scripts::check_against_agent(&allowlist, agent, paths, source, report);
-        allowlist
+        allowlist_of(source, is_toml, paths, agent, report)
     })
+}
+
+/// The allowlist from bytes in memory, as [`parse_agent`].
+///
+/// # Errors
+/// [`ConfigError::Invalid`]
+pub fn parse_allowlist(
+    paths: &Paths,
+    path: &Path,
+    bytes: &[u8],
+    agent: &AgentConfig,
+) -> Result<Loaded<Allowlist>, ConfigError> {
+    let source = SourceFile::new(path, bytes);
+    judged(&source, Report::default(), |source, report| {
+        allowlist_of(source, is_toml(path), paths, agent, report)
+    })
+}
+
+fn allowlist_of(
+    source: &SourceFile,
+    is_toml: bool,
+    paths: &Paths,
+    agent: &AgentConfig,
+    report: &mut Report,
+) -> Allowlist {
+    let raw = if is_toml {
+        let tables = toml_front::scripts(source, report);
+        scripts::from_toml(tables, source, report)
+    } else {
+        scripts_conf::read(source, agent.executor.baseline, report)
+    };
+    let allowlist = scripts::build(raw, source, report);
+    scripts::check_against_agent(&allowlist, agent, paths, source, report);
+    allowlist
+}
+
+fn is_toml(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("toml"))
 }
 
 /// Number of the last capability of the running kernel, if it tells.
@@ -122,9 +173,7 @@ fn choose(
     if let Some(path) = explicit {
         return Ok(Chosen {
             path: path.to_owned(),
-            is_toml: path
-                .extension()
-                .is_some_and(|e| e.eq_ignore_ascii_case("toml")),
+            is_toml: is_toml(path),
             warnings: Vec::new(),
         });
     }
@@ -177,17 +226,28 @@ impl Chosen {
         for warning in self.warnings.into_iter().chain(about_mode) {
             report.add(warning);
         }
-        let value = parse(&source, self.is_toml, &mut report);
-        let failed = report.failed();
-        let diagnostics = report.into_diagnostics();
-        if failed {
-            return Err(ConfigError::Invalid { diagnostics });
-        }
-        Ok(Loaded {
-            value,
-            warnings: diagnostics,
+        judged(&source, report, |source, report| {
+            parse(source, self.is_toml, report)
         })
     }
+}
+
+/// A value only where nothing was an error.
+fn judged<T>(
+    source: &SourceFile,
+    mut report: Report,
+    parse: impl FnOnce(&SourceFile, &mut Report) -> T,
+) -> Result<Loaded<T>, ConfigError> {
+    let value = parse(source, &mut report);
+    let failed = report.failed();
+    let diagnostics = report.into_diagnostics();
+    if failed {
+        return Err(ConfigError::Invalid { diagnostics });
+    }
+    Ok(Loaded {
+        value,
+        warnings: diagnostics,
+    })
 }
 
 #[cfg(test)]

@@ -91,6 +91,10 @@ fn script(
     let value_start = line.text.find('=').map_or(line.text.len(), |at| at + 1);
     let mut found = Tokens::default();
     for token in tokens(line.text, value_start) {
+        // As in TOML: it would reach terminals and logs, and no path needs it.
+        if token.value.chars().any(char::is_control) {
+            return Err("it holds a control character".to_owned());
+        }
         let span = line.start + token.span.start..line.start + token.span.end;
         let token = Located::new(token.value, span);
         let mut say = |severity, span: &std::ops::Range<usize>, message: String| {
@@ -252,6 +256,11 @@ mod tests {
             ("a = /x /y", "'a' - more than one path on the line"),
             ("a = /x # note", "inline '# ...' comments are not supported"),
             ("a = x/y", "'a' - path must be absolute: x/y"),
+            ("a = /x\u{1b}[2J", "'a' - it holds a control character"),
+            (
+                "a = /x profile=\u{1d}",
+                "'a' - it holds a control character",
+            ),
         ] {
             let (list, said) = scripts(line);
             assert!(list.is_empty(), "{line}");
