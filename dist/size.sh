@@ -27,7 +27,7 @@ pid_of() {
 agent=$(pid_of agent)
 executor=$(pid_of executor)
 trap 'kill "$agent" "$executor" 2>/dev/null; rm -rf "$folder"' EXIT
-sleep 1
+sleep 3
 # Both are the same file: a page that both have touched counts half for each.
 pss() {
     awk '/^Pss:/ {print $2}' "/proc/$1/smaps_rollup"

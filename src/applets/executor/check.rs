@@ -13,7 +13,7 @@ use crate::core::profile::lint;
 use crate::core::sandbox::assess::{self, Assessment, wrapped};
 use crate::core::sandbox::features::{Features, Row, cgroup_controllers};
 use crate::core::sandbox::own;
-use crate::say;
+use crate::{complain, say};
 
 /// Where units put the socket.
 const DEFAULT_SOCKET: &str = "/run/ctrl-exec-agent/exec.sock";
@@ -28,6 +28,8 @@ enum Show {
     Unit,
     /// The feature matrix.
     Kernel,
+    /// Nothing: only whether the service could start with these files.
+    Files,
 }
 
 /// Exit 0: nothing to say; 1: warnings; 78: something would not run.
@@ -43,6 +45,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
             "--json" => Show::Json,
             "--unit" => Show::Unit,
             "--kernel" => Show::Kernel,
+            "--files" => Show::Files,
             _ => return Err(super::usage()),
         },
         _ => return Err(super::usage()),
@@ -72,6 +75,12 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         Show::Unit => {
             for line in drop_in(&policy.config) {
                 say!("{line}");
+            }
+            return Ok(Exit::Success);
+        }
+        Show::Files => {
+            for warning in told.warnings {
+                complain!("{warning}");
             }
             return Ok(Exit::Success);
         }
@@ -159,7 +168,12 @@ impl Checked {
         if !self.errors.is_empty() || !self.warnings.is_empty() {
             lines.push("Configuration and profiles".to_owned());
             for text in &self.warnings {
-                lines.extend(wrapped("warning", text));
+                // With its own word, its line of the file and its caret.
+                if text.contains('\n') {
+                    lines.extend(text.lines().map(|line| format!("  {line}")));
+                } else {
+                    lines.extend(wrapped("warning", text));
+                }
             }
             for text in &self.errors {
                 lines.extend(wrapped("ERROR", text));

@@ -22,7 +22,8 @@ use super::{describe, supervisor};
 use crate::complain;
 use crate::core::exec::frame::{Kind, Reply, ReplyExtras, encode_reply};
 use crate::core::logging::Action;
-use crate::core::sys::{self, fork, wait as signals};
+use crate::core::sys::pages::ColdCode;
+use crate::core::sys::{fork, wait as signals};
 
 /// The signals that the loop reads.
 pub(super) const SIGNALS: [Signal; 4] = [Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP];
@@ -96,18 +97,14 @@ impl Listener {
     /// Serves until SIGTERM or SIGINT, then lets the runs end.
     pub(super) fn run(mut self) {
         let mut pause = false;
-        // Whether our code may still be mapped from the start or from work.
-        let mut warm = true;
+        let cold_code = ColdCode::of_this_program();
         loop {
-            let deadline = pause.then_some(PAUSE).or(warm.then_some(QUIET));
-            let began = Instant::now();
-            let connection = self.wait_for_work(deadline, !pause);
-            let rest = warm && !pause && began.elapsed() >= QUIET;
-            if rest {
-                sys::pages::forget_cold_code();
+            let mut connection =
+                self.wait_for_work(Some(if pause { PAUSE } else { QUIET }), !pause, None);
+            if connection.is_none() && !pause {
+                connection = self.wait_for_work(None, true, Some(&cold_code));
             }
-            // Whatever wakes us is work.
-            warm = !rest;
+            let connection = connection.unwrap_or(false);
             while let Some(signal) = signals::next_signal(&self.signals) {
                 match signal {
                     Signal::TERM | Signal::INT => return self.drain(),
@@ -121,20 +118,30 @@ impl Listener {
         }
     }
 
-    /// Sleeps until there is a signal or (if it is wanted) a connection; tells whether there is a connection.
-    fn wait_for_work(&self, deadline: Option<Duration>, accepting: bool) -> bool {
+    /// Sleeps until there is a signal or (if it is wanted) a connection, and tells whether there is a connection; `None` when there was
+    /// nothing until the deadline. Before a long sleep, cold code is given back.
+    fn wait_for_work(
+        &self,
+        deadline: Option<Duration>,
+        accepting: bool,
+        cold: Option<&ColdCode>,
+    ) -> Option<bool> {
         let deadline = deadline.and_then(|d| Timespec::try_from(d).ok());
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
         if let Some(socket) = self.socket.as_ref().filter(|_| accepting) {
             fds.push(PollFd::new(socket, PollFlags::IN));
         }
+        if let Some(cold) = cold {
+            cold.forget();
+        }
         match poll(&mut fds, deadline.as_ref()) {
-            Ok(_) => fds.get(1).is_some_and(|fd| !fd.revents().is_empty()),
-            Err(Errno::INTR) => false,
+            Ok(0) => None,
+            Ok(_) => Some(fds.get(1).is_some_and(|fd| !fd.revents().is_empty())),
+            Err(Errno::INTR) => Some(false),
             Err(_) => {
                 // Nothing that we can do about it; but never in a circle without a rest.
                 std::thread::sleep(PAUSE);
-                accepting
+                Some(accepting)
             }
         }
     }
@@ -318,7 +325,7 @@ impl Listener {
             if self.running.is_empty() || left.is_zero() {
                 return;
             }
-            self.wait_for_work(Some(left), false);
+            self.wait_for_work(Some(left), false, None);
             while signals::next_signal(&self.signals).is_some() {}
         }
     }

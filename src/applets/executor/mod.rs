@@ -26,7 +26,7 @@ const USAGE: &str = "\
 Usage: ctrl-exec-exec serve <socket> <agent.conf> <scripts.conf> <peer-user> [options]
        ctrl-exec-exec resolve <agent.conf> <scripts.conf> <script-name>
        ctrl-exec-exec try <agent.conf> <scripts.conf> <script-name> [argument...]
-       ctrl-exec-exec check <agent.conf> <scripts.conf> [--json | --unit | --kernel]
+       ctrl-exec-exec check <agent.conf> <scripts.conf> [--json | --unit | --kernel | --files]
        ctrl-exec-exec digest <path>
        ctrl-exec-exec --version | --help
 
@@ -35,7 +35,7 @@ serve runs the allowlisted scripts of the agent under their security profiles, i
   --unprivileged-test[=lax] without root, for tests: refuse every profile that needs rights (lax: ignore 'writable')
 resolve prints what would be decided about a script: one line that begins with OK or DENY.
 try runs one script as the service would, prints its output, and how it ended.
-check shows how far each profile can be enforced here; digest prints the annotation that pins a script.
+check shows how far each profile can be enforced here (--files: only whether serve could start); digest prints the annotation that pins a script.
 A file that ends in .toml is read as TOML.";
 
 /// The original's status for a command line that it does not understand is 1.

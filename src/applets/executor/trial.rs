@@ -123,6 +123,9 @@ fn summary(script: &str, reply: &Reply) -> String {
         (Kind::Signal, Some(signal)) => format!("killed by signal {signal}"),
         (Kind::Signal, None) => "killed by a signal".to_owned(),
         (Kind::Timeout, _) => "ended at its timeout".to_owned(),
+        (Kind::Setup, _) if reply.exit == 127 => {
+            "not started: the script cannot be executed".to_owned()
+        }
         (Kind::Setup, _) => "not started: its profile could not be applied".to_owned(),
         (Kind::Denied, _) => "refused".to_owned(),
         (Kind::Oom, _) => "out of memory (oom): beyond memory_max".to_owned(),

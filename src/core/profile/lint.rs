@@ -140,8 +140,9 @@ impl List<'_> {
         if p.runs_as_root() && bounded(LimitKind::Nproc) {
             self.warn("limit_nproc has no effect on uid 0: use pids_max");
         }
-        if p.cgroup == Want::Off && !p.cgroup_limits.is_empty() {
-            let set: Vec<&str> = p.cgroup_limits.keys().copied().collect();
+        let bounding = p.cgroup_limits.iter().filter(|(_, value)| *value != "max");
+        let set: Vec<&str> = bounding.map(|(file, _)| *file).collect();
+        if p.cgroup == Want::Off && !set.is_empty() {
             let text = format!("{} cannot be held with cgroup = off", set.join(", "));
             self.warn(&text);
         }
@@ -156,7 +157,7 @@ impl List<'_> {
             self.warn("leftovers = keep: the timeout does not end what a script leaves behind");
         }
         if p.leftovers == Leftovers::Keep && p.processes.value == Scope::Private {
-            self.warn("leftovers = keep holds a request open until the last process is gone, because processes = private ends them all together");
+            self.warn("leftovers = keep with processes = private: the run keeps its place among max_runs until the last process is gone");
         }
         if p.script_trust == ScriptTrust::Off {
             self.warn("script_trust = off: whoever can write a script or a directory above it has the rights of the profile");

@@ -5,26 +5,40 @@
     reason = "madvise(2) on memory that is code has no safe wrapper"
 )]
 
-/// Takes the code and the constants of this program out of our page tables. What is needed again comes back from the page cache by itself,
-/// a few pages at a time. For a daemon that has started and now waits: the start has touched far more than the waiting will.
-///
-/// Does nothing where the mappings cannot be read.
-pub fn forget_cold_code() {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else {
-        return;
-    };
-    for (start, end) in clean_ranges(&maps) {
-        let (Ok(at), Ok(len)) = (usize::try_from(start), usize::try_from(end - start)) else {
-            continue;
+/// The code and the constants of this program, as far as they are the file's own.
+#[derive(Debug, Default)]
+pub struct ColdCode {
+    ranges: Vec<(usize, usize)>,
+}
+
+impl ColdCode {
+    /// Where they are. To be asked once: where a program lies does not change. Nowhere, if the mappings cannot be read.
+    pub fn of_this_program() -> Self {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        let sized = |(start, end)| {
+            let (at, len) = (usize::try_from(start), usize::try_from(end - start));
+            Some((at.ok()?, len.ok()?))
         };
-        // SAFETY: the range is a mapping of a file without write access and without a page of its own, so it holds nothing but the file's
-        // bytes; the advice drops page table entries, and the next access reads the same bytes from the file again.
-        unsafe {
-            libc::madvise(
-                std::ptr::with_exposed_provenance_mut(at),
-                len,
-                libc::MADV_DONTNEED,
-            );
+        Self {
+            ranges: clean_ranges(&maps).into_iter().filter_map(sized).collect(),
+        }
+    }
+
+    /// Takes them out of our page tables. What is needed again comes back from the page cache by itself, a few pages at a time. For a
+    /// daemon that has started and now waits: the start has touched far more than the waiting will.
+    ///
+    /// What runs next decides how much comes back at once: it should be the wait itself.
+    pub fn forget(&self) {
+        for &(at, len) in &self.ranges {
+            // SAFETY: the range is a mapping of a file without write access and without a page of its own, so it holds nothing but the
+            // file's bytes; the advice drops page table entries, and the next access reads the same bytes from the file again.
+            unsafe {
+                libc::madvise(
+                    std::ptr::with_exposed_provenance_mut(at),
+                    len,
+                    libc::MADV_DONTNEED,
+                );
+            }
         }
     }
 }
@@ -91,11 +105,11 @@ mod tests {
 
     #[test]
     fn the_program_goes_on() {
-        forget_cold_code();
+        ColdCode::of_this_program().forget();
         // Through a table of pointers, which is what a relocated page holds.
         let shown: Box<dyn std::fmt::Display> = Box::new("still here");
         assert_eq!(shown.to_string(), "still here");
-        forget_cold_code();
+        ColdCode::of_this_program().forget();
         assert!(std::fs::read_to_string("/proc/self/smaps").is_ok());
     }
 }

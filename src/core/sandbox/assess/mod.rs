@@ -123,6 +123,7 @@ impl Assessment {
         if profile.script_trust == ScriptTrust::Warn {
             self.warnings.extend(self.trust.iter().cloned());
         }
+        let mut left_out = Vec::new();
         let copied = checked.as_ref().is_ok_and(|c| c.copy.is_some());
         let outcome = checked.and_then(|checked| {
             let order = RunOrder {
@@ -136,10 +137,12 @@ impl Assessment {
                 features: house.features,
                 leaf: None,
             };
-            let prepared = prepare(order, &mut report).map(drop);
+            let prepared = prepare(order, &mut report)
+                .map(|prepared| left_out.extend(prepared.warnings().iter().cloned()));
             // After it: without a group it may have something to say about limits, but not about this.
             prepared.and_then(|()| cgroup_level(profile, house.controllers, &mut report))
         });
+        self.warnings.append(&mut left_out);
         let runner = executable::Runner {
             identity: &identity,
             caps: &profile.caps,
