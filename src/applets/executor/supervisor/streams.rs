@@ -223,7 +223,7 @@ mod tests {
             Some(has_room(&file) == (system.f_blocks == 0 || system.f_bavail > system.f_blocks / 8))
         };
         assert_ne!(room(), Some(false));
-        let disk = std::fs::File::open("/proc/self/stat").unwrap();
+        let disk = File::open("/proc/self/stat").unwrap();
         assert!(has_room(&disk));
     }
 
