@@ -56,7 +56,15 @@ pub(super) fn too_many(most: usize) -> String {
 
 /// Serves one connection in a process of its own. Returns when everything is done and logged; the caller exits.
 pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House, seat: Seat<'_>) {
-    let Ok(signals) = take_over_signals(&[Signal::TERM, Signal::USR1, Signal::CHILD]) else {
+    // A hang-up or an interrupt of the whole service is for the listener: it says what becomes of the runs.
+    let taken = [
+        Signal::TERM,
+        Signal::USR1,
+        Signal::CHILD,
+        Signal::HUP,
+        Signal::INT,
+    ];
+    let Ok(signals) = take_over_signals(&taken) else {
         return;
     };
     // What a script leaves behind becomes our child. Before Linux 3.4 only its process group can be killed.

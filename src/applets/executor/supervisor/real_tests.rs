@@ -422,3 +422,15 @@ fn when_all_places_are_taken_orders_are_served_and_runs_are_not() {
         assert_eq!(u32::from_ne_bytes(number), std::process::id());
     });
 }
+
+#[test]
+fn a_hang_up_of_the_whole_service_ends_no_run() {
+    in_own_process(|| {
+        let bench = Bench::new(
+            "kill -HUP $PPID; kill -INT $PPID; sleep 0.2; echo done",
+            |_| {},
+        );
+        let reply = bench.ask(&request("script"));
+        assert_eq!((reply.exit, reply.stdout.as_slice()), (0, &b"done\n"[..]));
+    });
+}
