@@ -28,7 +28,7 @@ use crate::core::sys::{fork, wait as signals};
 /// The signals that the loop reads.
 pub(super) const SIGNALS: [Signal; 4] = [Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP];
 /// After so long without work the memory that only work needs is given back.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(250);
 /// How long nothing is accepted after descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long runs may take to end when the service stops.

@@ -20,7 +20,7 @@ use connection::{NoFrame, REPLY_PATIENCE, read_frame, write_reply};
 use course::shortest;
 use decide::{Decided, Refused, decide};
 use report::{NOT_RUN, REFUSED};
-use watch::{Rules, linger, pipes, watch};
+use watch::{Rules, pipes, watch};
 
 use crate::core::exec::frame::{self, FrameError, Kind, Reply, Request, encode_reply};
 use crate::core::sandbox::cgroup::{self, Hierarchy, Leaf};
@@ -318,6 +318,15 @@ impl Served<'_> {
         let bits = protections.enforced_bits();
         let reply = report::settle(&mut ended, failed, timeout, bits);
         let kind = reply.extras.unwrap_or_default().kind;
+        // The answer first: the client need not wait for our log and for what is cleared away.
+        let unanswered = match job {
+            None => {
+                self.answer(&reply);
+                None
+            }
+            Some(job) => job.end(&reply).err(),
+        };
+        self.connection = None;
         report::ran(
             request,
             &decided.script.path.to_string(),
@@ -334,23 +343,11 @@ impl Served<'_> {
                 .field("LEFT", killed)
                 .warning();
         }
-        match job {
-            None => self.answer(&reply),
-            Some(job) => {
-                if let Err(e) = job.end(&reply) {
-                    report::setup_failed(request, decided, "result", &e.to_string()).err();
-                }
-            }
+        if let Some(e) = unanswered {
+            report::setup_failed(request, decided, "result", &e.to_string()).err();
         }
-        // The client has its answer and need not wait for what stays.
-        self.connection = None;
-        if let Some(tree) = left {
-            linger(
-                tree,
-                profile.kill_grace.max(Duration::from_millis(100)),
-                &self.signals,
-            );
-        }
+        let grace = profile.kill_grace.max(Duration::from_millis(100));
+        left.clear(grace, &self.signals);
     }
 }
 

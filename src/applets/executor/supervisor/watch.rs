@@ -114,9 +114,32 @@ struct Watch {
     main_over: bool,
 }
 
-/// Watches a run to its end. Everything of it that must not stay is killed when this returns, and its group is removed.
-///
-/// The tree comes back when processes may stay whose init dies with us: see [`linger`].
+/// What is left to do after a run, when the client has its answer.
+#[must_use = "the group of the run stays until it is cleared"]
+pub(super) enum Left {
+    Nothing,
+    /// The group of the run, with nothing in it that may not stay.
+    Group(Tree),
+    /// Processes that may stay, and whose init dies with us: see [`linger`].
+    Init(Tree),
+}
+
+impl Left {
+    /// Removes the group, or stays with what an init keeps until it has gone.
+    pub(super) fn clear(self, kill_grace: Duration, signals: &OwnedFd) {
+        match self {
+            Self::Nothing => {}
+            Self::Group(tree) => {
+                if let Some(leaf) = tree.leaf() {
+                    leaf.remove();
+                }
+            }
+            Self::Init(tree) => linger(tree, kill_grace, signals),
+        }
+    }
+}
+
+/// Watches a run to its end. Everything of it that must not stay is killed when this returns.
 pub(super) fn watch(
     started: Started,
     tree: Tree,
@@ -124,7 +147,7 @@ pub(super) fn watch(
     rules: Rules,
     client: Option<&UnixStream>,
     signals: &OwnedFd,
-) -> (Ended, Option<Tree>) {
+) -> (Ended, Left) {
     let begin = Instant::now();
     let (out_file, err_file) = match rules.files {
         Some((out, err)) => (Some(out), Some(err)),
@@ -294,7 +317,7 @@ impl Watch {
         }
     }
 
-    fn finish(mut self, leftovers: Leftovers, begin: Instant) -> (Ended, Option<Tree>) {
+    fn finish(mut self, leftovers: Leftovers, begin: Instant) -> (Ended, Left) {
         self.ended.stop = self.course.stopped();
         let must_go = self.ended.stop.is_some() || leftovers == Leftovers::Kill;
         if must_go && !self.tree.is_empty() {
@@ -304,11 +327,6 @@ impl Watch {
         let leaf = self.tree.leaf().map(|leaf| leaf.usage());
         let reaped = self.tree.reap_main();
         self.tree.reap_orphans();
-        if let Some(leaf) = self.tree.leaf()
-            && (must_go || !leaf.populated())
-        {
-            leaf.remove();
-        }
         if self.ended.status.is_none() {
             self.ended.status = reaped.map(|reaped| reaped.status);
         }
@@ -323,13 +341,19 @@ impl Watch {
         self.ended.written = (stdout.seen(), stderr.seen());
         (self.ended.stdout, self.ended.truncated.0) = stdout.finish();
         (self.ended.stderr, self.ended.truncated.1) = stderr.finish();
-        let lingers = self.init && reaped.is_none() && !must_go;
-        (self.ended, lingers.then_some(self.tree))
+        let left = if self.init && reaped.is_none() && !must_go {
+            Left::Init(self.tree)
+        } else if self.tree.leaf().is_some_and(|l| must_go || !l.populated()) {
+            Left::Group(self.tree)
+        } else {
+            Left::Nothing
+        };
+        (self.ended, left)
     }
 }
 
 /// Stays with what an init was allowed to keep, until nothing of it is left or we are told to go.
-pub(super) fn linger(mut tree: Tree, kill_grace: Duration, signals: &OwnedFd) {
+fn linger(mut tree: Tree, kill_grace: Duration, signals: &OwnedFd) {
     let mut told: Option<Instant> = None;
     while !tree.main_ended() {
         let now = Instant::now();
