@@ -244,7 +244,12 @@ fn make(profile: &ProfileConfig, script: &Path, wish: &Wish) -> Result<Option<Ru
         builder = builder.scope(wish.scopes).map_err(|e| failed(&e))?;
     }
     let mut rules = builder.create().map_err(|e| failed(&e))?;
-    for (path, access) in rules_beforehand(profile, script) {
+    // Nothing about files is asked for in the usual case: then no file need be looked at.
+    let about_files = match wish.files.is_empty() {
+        true => Vec::new(),
+        false => rules_beforehand(profile, script),
+    };
+    for (path, access) in about_files {
         rules = allow(rules, &path, access & wish.files)
             .map_err(|error| format!("no Landlock rule for {}: {error}", path.display()))?;
     }

@@ -1,6 +1,7 @@
 //! Where a path really leads.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -26,8 +27,37 @@ pub(super) trait Lookup {
     }
 }
 
-/// The file system of this process.
-pub(super) struct Host;
+/// What matters about one name.
+#[derive(Clone, Copy)]
+struct Facts {
+    link: bool,
+    directory: bool,
+    uid: u32,
+    mode: u32,
+}
+
+/// The file system of this process, as it is while one plan is made: most paths of a plan share most of their directories, and each is
+/// looked at once.
+#[derive(Default)]
+pub(super) struct Host {
+    seen: RefCell<BTreeMap<PathBuf, Option<Facts>>>,
+}
+
+impl Host {
+    fn facts(&self, path: &Path) -> Option<Facts> {
+        if let Some(known) = self.seen.borrow().get(path) {
+            return *known;
+        }
+        let facts = path.symlink_metadata().ok().map(|meta| Facts {
+            link: meta.is_symlink(),
+            directory: meta.is_dir(),
+            uid: meta.uid(),
+            mode: meta.mode(),
+        });
+        self.seen.borrow_mut().insert(path.to_owned(), facts);
+        facts
+    }
+}
 
 impl Lookup for Host {
     fn find(&self, path: &Path) -> Found {
@@ -41,17 +71,17 @@ impl Lookup for Host {
                 continue;
             }
             let next = real.join(&name);
-            let Ok(meta) = next.symlink_metadata() else {
+            let Some(facts) = self.facts(&next) else {
                 return Found::Nothing;
             };
-            if !meta.is_symlink() {
-                directory = meta.is_dir();
+            if !facts.link {
+                directory = facts.directory;
                 real = next;
                 continue;
             }
             // Links below /proc are no text but jumps.
             links += 1;
-            if meta.uid() != 0 || links > 40 || real.starts_with("/proc") {
+            if facts.uid != 0 || links > 40 || real.starts_with("/proc") {
                 return Found::ForeignLink(next);
             }
             let Ok(to) = std::fs::read_link(&next) else {
@@ -74,12 +104,12 @@ impl Lookup for Host {
     fn is_fixed(&self, path: &Path) -> bool {
         path.ancestors().skip(1).all(|dir| {
             // A sticky directory keeps what is root's in its place.
-            dir.symlink_metadata().is_ok_and(|meta| {
-                meta.is_dir()
-                    && meta.uid() == 0
-                    && (meta.mode() & 0o022 == 0 || meta.mode() & 0o1000 != 0)
+            self.facts(dir).is_some_and(|facts| {
+                facts.directory
+                    && facts.uid == 0
+                    && (facts.mode & 0o022 == 0 || facts.mode & 0o1000 != 0)
             })
-        }) && path.symlink_metadata().is_ok_and(|meta| meta.uid() == 0)
+        }) && self.facts(path).is_some_and(|facts| facts.uid == 0)
     }
 }
 

@@ -51,7 +51,7 @@ pub struct MountPlan {
 /// Something that the profile requires cannot be had, a path to be protected leads through somebody else's symbolic link, or the script
 /// would be hidden from itself.
 pub fn plan(order: ViewOrder<'_>, report: &mut Protections) -> Result<MountPlan, NotPrepared> {
-    build::build(order, &lookup::Host, report)
+    build::build(order, &lookup::Host::default(), report)
 }
 
 impl MountPlan {
