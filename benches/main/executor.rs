@@ -175,7 +175,7 @@ fn long_life(report: &mut Report) {
     );
     executor.start();
     let look = |executor: &Executor| {
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(1500));
         let path = format!("/proc/{}/smaps_rollup", executor.pid());
         let fds = std::fs::read_dir(format!("/proc/{}/fd", executor.pid()))
             .unwrap()
