@@ -35,7 +35,7 @@ const AGENT: &str = "demo-agent";
 const GREET: &str = "#!/bin/sh\n# Arguments arrive as they were typed: no shell has looked at them.\necho \"Hello from $(hostname 2>/dev/null || echo this host)\"\nfor arg in \"$@\"; do echo \"argument: $arg\"; done\n";
 const UPTIME: &str = "#!/bin/sh\ncat /proc/uptime\n";
 /// Shows what a profile is, from the inside.
-const WHOAMI: &str = "#!/bin/sh\nid -un 2>/dev/null || id -u\ngrep -E '^(NoNewPrivs|CapBnd|Seccomp):' /proc/self/status\ncat \"$1\" 2>/dev/null || echo 'the agent key: out of reach'\n";
+const WHOAMI: &str = "#!/bin/sh\nid -un 2>/dev/null || id -u\ngrep -E '^(NoNewPrivs|CapBnd|Seccomp):' /proc/self/status\nif head -c 1 \"$1\" >/dev/null 2>&1; then echo \"the agent's key: within reach\"; else echo \"the agent's key: out of reach\"; fi\n";
 const FAIL: &str = "#!/bin/sh\necho 'this goes to stderr' >&2\nexit 3\n";
 
 pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
@@ -186,7 +186,14 @@ impl Demo {
             .join("etc/ctrl-exec-agent/agent.key")
             .display()
             .to_string();
-        say!("# In its profile a script is what the profile says, and no more:");
+        say!(
+            "{}",
+            if is_root() {
+                "# In its profile a script is what the profile says, and no more:"
+            } else {
+                "# Without root there is hardly a profile: the script is the same user as the agent. As root, the demo shows the difference."
+            }
+        );
         self.show(
             "dispatcher",
             &["ced", "run", AGENT, "whoami", "--", &key],
