@@ -244,6 +244,10 @@ fn more_runs_than_allowed_are_refused_at_once() {
         return;
     }
     let executor = started("max_runs = 1");
+    // The connection by which its start was noticed has the only place until it is served.
+    wait_until("the place is free", PATIENCE, || {
+        (executor.run("hello").exit == 0).then_some(())
+    });
     executor.wait_until_idle();
     let idle = UnixStream::connect(executor.socket()).unwrap();
     wait_until("it is taken", PATIENCE, || {
