@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 
 use super::house::House;
 use crate::applets::VERSION;
-use crate::core::config::Baseline;
 use crate::core::logging::Action;
 use crate::core::sandbox::assess::{self, Assessment};
 use crate::core::sandbox::features::Feature;
@@ -64,13 +63,9 @@ pub(super) fn features_json(house: &House) -> String {
         .into_iter()
         .map(|script| (script.profile, levels(&script.protections)))
         .collect();
-    let baseline = match config.executor.baseline {
-        Baseline::Compat => "compat",
-        Baseline::Strict => "strict",
-    };
     json!({
         "version": VERSION,
-        "baseline": baseline,
+        "baseline": config.executor.baseline.word(),
         "kernel": house.features.kernel,
         "privileged": house.unprivileged.is_none(),
         "policy": house.policy.hash,

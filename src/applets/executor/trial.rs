@@ -46,15 +46,6 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     for warning in told.warnings {
         complain!("{warning}");
     }
-    let house = House {
-        protected: source.protected(&policy.config, &policy.allowlist),
-        policy,
-        features: Features::probe(),
-        hierarchy: Hierarchy::apart(),
-        unprivileged: None,
-        // Only detached runs keep anything there, and this is none.
-        jobs: Path::new("/nonexistent").to_owned(),
-    };
     let reqid =
         ReqId::generate().map_err(|_| failed("the system gives no random bytes".to_owned()))?;
     let request = Request {
@@ -67,10 +58,21 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     };
     let frame = frame::encode_request(&request)
         .map_err(|e| failed(format!("cannot ask for '{}': {e}", script.escape_debug())))?;
-    let reply = exchange(&house, &frame).map_err(failed)?;
+    let house = House {
+        protected: source.protected(&policy.config, &policy.allowlist),
+        policy,
+        features: Features::probe(),
+        hierarchy: Hierarchy::apart(),
+        unprivileged: None,
+        // Only detached runs keep anything there, and this is none.
+        jobs: Path::new("/nonexistent").to_owned(),
+    };
+    let reply = exchange(&house, &frame);
+    // Whatever came of it, nothing of the trial stays.
     if let Ok(hierarchy) = house.hierarchy {
         hierarchy.dissolve();
     }
+    let reply = reply.map_err(failed)?;
     stdout_bytes(&reply.stdout);
     stderr_bytes(&reply.stderr);
     complain!("{}", summary(&script, &reply));
@@ -129,7 +131,7 @@ fn summary(script: &str, reply: &Reply) -> String {
         (Kind::Setup, _) => "not started: its profile could not be applied".to_owned(),
         (Kind::Denied, _) => "refused".to_owned(),
         (Kind::Oom, _) => "out of memory (oom): beyond memory_max".to_owned(),
-        (other, _) => format!("{other:?}").to_lowercase(),
+        (other, _) => supervisor::kind_word(other).to_owned(),
     };
     let mut text = format!("# {script}: exit {}, {how}{}", reply.exit, used(extras));
     let names: Vec<&str> = Protection::ALL

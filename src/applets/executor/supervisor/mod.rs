@@ -19,6 +19,7 @@ use super::jobs::{Job, JobError, answer};
 use connection::{NoFrame, REPLY_PATIENCE, read_frame, write_reply};
 use course::shortest;
 use decide::{Decided, Refused, decide};
+pub(super) use report::word as kind_word;
 use report::{NOT_RUN, REFUSED};
 use watch::{Rules, pipes, watch};
 

@@ -150,7 +150,7 @@ fn words(stop: Stop, timeout: Option<Duration>) -> Option<String> {
 }
 
 /// KIND of `exec-run`.
-pub(super) fn word(kind: Kind) -> &'static str {
+pub(in crate::applets::executor) fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Exit => "exit",
         Kind::Signal => "signal",
