@@ -2,30 +2,28 @@
 //!
 //! ```text
 //! <jobs>/<hex of the dispatcher>/<reqid>/     0700
-//!   lock            held by the supervisor as long as it lives
-//!   pid             the supervisor; means something only while the lock is held
+//!   lock            held by the supervisor as long as it lives; its number is in it and means something only so long
 //!   stdout stderr   so far, bounded
 //!   result          an encoded reply, put there by a rename at the end
 //! ```
 //!
 //! A job is found only under the dispatcher that asked for it: that is the whole of its ownership.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::Signal;
 
 use crate::core::durable;
 use crate::core::exec::frame::{Kind, Reply, ReplyExtras, Request, encode_reply};
+use crate::core::jobs::{Hold, KEPT, signal_holder};
 use crate::core::types::{ReqId, hex};
 
 /// Detached runs that are kept, going or over.
 const MOST: usize = 256;
-/// A result that nobody fetches is kept so long.
-const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// What is shown of each stream of a run that is still going.
 const PEEK: u64 = 64 * 1024;
 /// Its hexadecimal form must fit a file name.
@@ -48,7 +46,7 @@ pub(super) enum JobError {
 #[derive(Debug)]
 pub(super) struct Job {
     dir: PathBuf,
-    _lock: File,
+    _lock: Hold,
 }
 
 /// What is known about a job.
@@ -137,17 +135,11 @@ impl Job {
     }
 }
 
-fn fill(dir: &Path) -> io::Result<File> {
+fn fill(dir: &Path) -> io::Result<Hold> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().mode(0o700).create(dir)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let lock = options.open(dir.join("lock"))?;
-    lock.try_lock().map_err(io::Error::from)?;
-    options
-        .open(dir.join("pid"))?
-        .write_all(std::process::id().to_string().as_bytes())?;
-    Ok(lock)
+    // Nobody else knows the directory yet.
+    Hold::take(&dir.join("lock"))?.ok_or_else(|| io::ErrorKind::AlreadyExists.into())
 }
 
 /// A job as others than its supervisor see it.
@@ -193,22 +185,10 @@ impl Seen {
 
     /// Asks the supervisor to end the run. False when there was none to ask.
     pub(super) fn cancel(&self) -> bool {
-        let Some(dir) = &self.dir else { return false };
-        let pid = fs::read_to_string(dir.join("pid")).ok();
-        let Some(pid) = pid.and_then(|p| p.parse().ok()).and_then(Pid::from_raw) else {
-            return false;
-        };
-        // Held after we have hold of the process: then it is the one that holds it.
-        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(held) => {
-                is_held(dir) && rustix::process::pidfd_send_signal(&held, Signal::USR1).is_ok()
-            }
-            // Before 5.3.
-            Err(rustix::io::Errno::NOSYS) => {
-                is_held(dir) && rustix::process::kill_process(pid, Signal::USR1).is_ok()
-            }
-            Err(_) => false,
-        }
+        let asked = |dir: &PathBuf| signal_holder(&dir.join("lock"), Signal::USR1);
+        self.dir
+            .as_ref()
+            .is_some_and(|dir| asked(dir).unwrap_or(false))
     }
 
     /// Removes a job that is over.
@@ -231,12 +211,9 @@ pub(super) fn answer(exit: i32, kind: Kind) -> Reply {
     }
 }
 
-/// Shared locks: two who look at the same time do not take each other for the supervisor.
+/// A lock that cannot be asked about counts as free: its run is then lost, not going on for ever.
 fn is_held(dir: &Path) -> bool {
-    let Ok(lock) = File::open(dir.join("lock")) else {
-        return false;
-    };
-    matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
+    Hold::is_held(&dir.join("lock")).unwrap_or(false)
 }
 
 fn tail(path: &Path) -> Vec<u8> {
@@ -287,6 +264,8 @@ fn sweep(jobs: &Path, now: SystemTime) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn request(dispatcher: &str, reqid: &str) -> Request {
