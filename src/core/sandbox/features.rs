@@ -297,6 +297,35 @@ fn cgroup_kill() -> String {
 }
 
 #[cfg(test)]
+impl Features {
+    /// A kernel of today that has everything but security modules, whatever the machine of the tests has.
+    pub(super) fn modern() -> Self {
+        Self {
+            kernel: "6.18".to_owned(),
+            privileged: true,
+            mount_namespace: Ok(()),
+            pid_namespace: Ok(()),
+            net_namespace: Ok(()),
+            ipc_namespace: Ok(()),
+            seccomp: Ok(()),
+            seccomp_kill_process: true,
+            landlock_abi: 7,
+            landlock: Ok(()),
+            mount_setattr: true,
+            mount_api: true,
+            close_range: true,
+            clone3: true,
+            pidfd: true,
+            openat2: true,
+            ambient: true,
+            cap_last: 40,
+            apparmor: false,
+            selinux: false,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

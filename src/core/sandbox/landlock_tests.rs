@@ -12,30 +12,12 @@ use crate::core::types::AbsolutePath;
 
 fn features(abi: u32) -> Features {
     Features {
-        kernel: "6.18".to_owned(),
-        privileged: true,
-        mount_namespace: Ok(()),
-        pid_namespace: Ok(()),
-        net_namespace: Ok(()),
-        ipc_namespace: Ok(()),
-        seccomp: Ok(()),
-        seccomp_kill_process: true,
         landlock_abi: abi,
-        landlock: if abi == 0 {
-            Err("not in this kernel".to_owned())
-        } else {
-            Ok(())
+        landlock: match abi {
+            0 => Err("not in this kernel".to_owned()),
+            _ => Ok(()),
         },
-        mount_setattr: true,
-        mount_api: true,
-        close_range: true,
-        clone3: true,
-        pidfd: true,
-        openat2: true,
-        ambient: true,
-        cap_last: 40,
-        apparmor: false,
-        selinux: false,
+        ..Features::modern()
     }
 }
 

@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
+use super::process::CloneArgs;
 use super::seccomp;
 
 /// One question each. The order is that of asking: the namespaces come after everything that forks.
@@ -222,23 +223,6 @@ fn reached(result: libc::c_long, with: &[i32]) -> libc::c_long {
 const AT_EMPTY_PATH: libc::c_int = 0x1000;
 const BAD_FD: libc::c_int = -1;
 
-/// `struct clone_args` up to `cgroup` (`CLONE_ARGS_SIZE_VER2`).
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
-
 /// `struct mount_attr`
 #[repr(C)]
 #[derive(Default)]
@@ -332,10 +316,8 @@ fn question(probe: Probe) -> libc::c_long {
                     libc::_exit(0);
                 }
                 if pid > 0 {
-                    // It made one all the same: not what was asked for.
-                    if let Ok(pid) = libc::pid_t::try_from(pid) {
-                        libc::waitpid(pid, std::ptr::null_mut(), 0);
-                    }
+                    // It made one all the same: not what was asked for. There is no other child.
+                    libc::waitpid(-1, std::ptr::null_mut(), 0);
                     set_errno(libc::EINVAL);
                     return -1;
                 }

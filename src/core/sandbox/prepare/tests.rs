@@ -5,30 +5,15 @@ use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
 /// A kernel that has everything, or, without root, nothing that needs it.
 pub(in crate::core::sandbox) fn features(privileged: bool) -> Features {
     Features {
-        kernel: "test".to_owned(),
         privileged,
-        mount_namespace: Ok(()),
-        pid_namespace: Ok(()),
-        net_namespace: Ok(()),
-        ipc_namespace: Ok(()),
-        seccomp: Ok(()),
-        seccomp_kill_process: true,
         landlock_abi: 0,
         landlock: Err("not asked".to_owned()),
-        mount_setattr: true,
-        mount_api: true,
-        close_range: true,
-        clone3: true,
-        pidfd: true,
-        openat2: true,
-        ambient: true,
         cap_last: std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
             .unwrap()
             .trim()
             .parse()
             .unwrap(),
-        apparmor: false,
-        selinux: false,
+        ..Features::modern()
     }
 }
 

@@ -16,28 +16,7 @@ use crate::core::sandbox::{Level, NotPrepared, ProtectedPaths, Protection, Prote
 use crate::core::types::AbsolutePath;
 
 pub(super) fn features() -> Features {
-    Features {
-        kernel: "6.18".to_owned(),
-        privileged: true,
-        mount_namespace: Ok(()),
-        pid_namespace: Ok(()),
-        net_namespace: Ok(()),
-        ipc_namespace: Ok(()),
-        seccomp: Ok(()),
-        seccomp_kill_process: true,
-        landlock_abi: 7,
-        landlock: Ok(()),
-        mount_setattr: true,
-        mount_api: true,
-        close_range: true,
-        clone3: true,
-        pidfd: true,
-        openat2: true,
-        ambient: true,
-        cap_last: 40,
-        apparmor: false,
-        selinux: false,
-    }
+    Features::modern()
 }
 
 pub(super) fn old_features() -> Features {
