@@ -44,6 +44,10 @@ way=$(way) || {
     echo "No toolchain for $target: run 'make deps' first." >&2
     exit 1
 }
+# No correct clock shows less than this; a host without a battery takes it as its floor. Never the future, whatever the last commit says.
+epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
+[ "$epoch" -le "$(date +%s)" ] || epoch=0
+export CTRL_EXEC_BUILD_EPOCH="$epoch"
 case $way in
 rustup)
     RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release --target "$target"

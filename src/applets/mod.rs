@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::complain;
+use crate::core::clock::TimeSource;
 use crate::core::logging::Sink;
 use crate::core::paths::{Paths, Platform};
 
@@ -30,6 +31,7 @@ pub struct Context {
     pub program: &'static str,
     pub env: BTreeMap<String, String>,
     pub paths: Paths,
+    pub time: TimeSource,
 }
 
 impl Context {
@@ -166,8 +168,13 @@ fn start(argv: Vec<OsString>) -> Result<Exit, AppError> {
         _ if root == std::path::Path::new("/") => Platform::detect(),
         _ => Platform::Standard,
     };
+    let time = match env.get("CTRL_EXEC_CLOCK_OFFSET_FILE") {
+        Some(file) if !file.is_empty() => TimeSource::Shifted(PathBuf::from(file)),
+        _ => TimeSource::System,
+    };
     let context = Context {
         program: applet.name,
+        time,
         env,
         paths: Paths::new(root, platform),
     };

@@ -1,59 +1,118 @@
-//! The wall clock, with a floor for hosts that boot in the past (spec/operations.md 16.1 "Clock").
+//! The wall clock, with a floor for hosts that boot in the past (spec/operations.md 16.1 "Clock", spec/swarm.md COM-8).
 //!
 //! Certificates, expiry and time stamps take the time from here; durations and deadlines use the monotonic clock instead.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::UnixTime;
 use time::OffsetDateTime;
 
-/// Where the time comes from. Cheap to clone; made once and handed down.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Clock(Source);
+/// When this binary was made, seconds since 1970: no correct clock shows less. 0 in builds that were not told.
+const BUILT: i64 = match option_env!("CTRL_EXEC_BUILD_EPOCH") {
+    Some(text) => match i64::from_str_radix(text, 10) {
+        Ok(unix) => unix,
+        Err(_) => panic!("CTRL_EXEC_BUILD_EPOCH must be whole seconds since 1970"),
+    },
+    None => 0,
+};
 
-#[derive(Clone, Debug, Eq, PartialEq)]
-enum Source {
-    System { floor: i64 },
+/// Where the time of day comes from. Made once in `main` and handed down.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum TimeSource {
+    /// The system's clock.
+    #[default]
+    System,
+    /// The system's clock plus the whole seconds that stand in a file, looked at each time: for rehearsing what happens in a year's time
+    /// (`CTRL_EXEC_CLOCK_OFFSET_FILE`). A file that cannot be read counts as 0.
+    Shifted(PathBuf),
+}
+
+impl TimeSource {
+    /// Seconds since 1970, without any floor.
+    pub fn now(&self) -> i64 {
+        let system = unix_seconds(SystemTime::now());
+        match self {
+            Self::System => system,
+            Self::Shifted(file) => system.saturating_add(offset_in(file)),
+        }
+    }
+}
+
+fn offset_in(file: &Path) -> i64 {
+    std::fs::read_to_string(file)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Tells the time. Cheap to clone; clones share their floor.
+#[derive(Clone, Debug)]
+pub struct Clock(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Running {
+        source: TimeSource,
+        floor: Arc<AtomicI64>,
+    },
     Fixed(i64),
 }
 
 impl Clock {
-    /// The system's clock, but never earlier than `floor_unix` (seconds since 1970).
+    /// The time of `source`, but never earlier than `floor_unix` (seconds since 1970) nor than the making of this binary.
+    pub fn new(source: TimeSource, floor_unix: i64) -> Self {
+        Self(Kind::Running {
+            source,
+            floor: Arc::new(AtomicI64::new(floor_unix.max(BUILT))),
+        })
+    }
+
+    /// The system's clock, but never earlier than `floor_unix`.
     pub fn system(floor_unix: i64) -> Self {
-        Self(Source::System { floor: floor_unix })
+        Self::new(TimeSource::System, floor_unix)
     }
 
     /// A clock that stands still at `unix` seconds.
     pub fn fixed(unix: i64) -> Self {
-        Self(Source::Fixed(unix))
+        Self(Kind::Fixed(unix))
     }
 
-    /// The system's clock with the newest modification time of `paths` as floor: what we wrote ourselves was not written in the future.
+    /// The time of `source` with the newest modification time of `paths` as floor: what we wrote ourselves was not written in the future.
     ///
     /// Paths that cannot be read do not count. Hand in only files that nobody else may touch: whoever sets the floor can make
     /// certificates expire, though never make an expired one valid.
-    pub fn with_floor_from(paths: &[&Path]) -> Self {
+    pub fn with_floor_from(source: &TimeSource, paths: &[&Path]) -> Self {
         let modified = |path: &&Path| {
             let time = std::fs::metadata(path).ok()?.modified().ok()?;
             Some(unix_seconds(time))
         };
-        Self::system(paths.iter().filter_map(modified).max().unwrap_or(0))
+        let floor = paths.iter().filter_map(modified).max().unwrap_or(0);
+        Self::new(source.clone(), floor)
     }
 
     /// Seconds since 1970.
     pub fn now(&self) -> i64 {
-        match self.0 {
-            Source::System { floor } => unix_seconds(SystemTime::now()).max(floor),
-            Source::Fixed(unix) => unix,
+        match &self.0 {
+            Kind::Running { source, floor } => source.now().max(floor.load(Ordering::Relaxed)),
+            Kind::Fixed(unix) => *unix,
         }
     }
 
-    /// Whether the system's clock is behind the floor, so that [`now`](Self::now) is only a lower bound of the real time.
+    /// Whether the clock of the system is behind the floor, so that [`now`](Self::now) is only a lower bound of the real time.
     pub fn is_behind(&self) -> bool {
-        match self.0 {
-            Source::System { floor } => unix_seconds(SystemTime::now()) < floor,
-            Source::Fixed(_) => false,
+        match &self.0 {
+            Kind::Running { source, floor } => source.now() < floor.load(Ordering::Relaxed),
+            Kind::Fixed(_) => false,
+        }
+    }
+
+    /// It is at least `unix` by now, as somebody says whom we believe. Holds for all clones; never lowers the floor.
+    pub fn raise(&self, unix: i64) {
+        if let Kind::Running { floor, .. } = &self.0 {
+            floor.fetch_max(unix, Ordering::Relaxed);
         }
     }
 
@@ -158,9 +217,35 @@ mod tests {
             file.set_modified(UNIX_EPOCH + Duration::from_secs(unix))
                 .unwrap();
         }
-        let clock = Clock::with_floor_from(&[&old, &new, &dir.path().join("absent")]);
+        let from = |paths: &[&Path]| Clock::with_floor_from(&TimeSource::System, paths);
+        let clock = from(&[&old, &new, &dir.path().join("absent")]);
         assert_eq!(clock.now(), 4_102_444_800);
-        assert!(!Clock::with_floor_from(&[&old]).is_behind());
+        assert!(!from(&[&old]).is_behind());
+    }
+
+    #[test]
+    fn a_raised_floor_holds_for_every_clone_and_never_falls() {
+        let clock = Clock::new(TimeSource::System, 0);
+        let clone = clock.clone();
+        clock.raise(4_102_444_800);
+        clock.raise(1);
+        assert_eq!(clone.now(), 4_102_444_800);
+        assert!(clone.is_behind());
+    }
+
+    #[test]
+    fn a_shifted_clock_follows_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("offset");
+        let clock = Clock::new(TimeSource::Shifted(file.clone()), 0);
+        let real = TimeSource::System.now();
+        assert!((clock.now() - real).abs() < 10, "no file: no shift");
+        std::fs::write(&file, "86400\n").unwrap();
+        assert!((clock.now() - real - 86_400).abs() < 10);
+        std::fs::write(&file, "-4000000000").unwrap();
+        assert_eq!(clock.now(), BUILT.max(0), "the floor holds");
+        std::fs::write(&file, "soon").unwrap();
+        assert!((clock.now() - real).abs() < 10);
     }
 
     #[test]

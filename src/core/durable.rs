@@ -56,6 +56,50 @@ pub fn prepare(
     mode: u32,
     owner: Owner,
 ) -> Result<Prepared, DurableError> {
+    let (prepared, file) = write_beside(target, bytes, mode, owner)?;
+    file.sync_all().map_err(|source| DurableError::Write {
+        path: target.to_owned(),
+        source,
+    })?;
+    Ok(prepared)
+}
+
+/// Replaces many files of one directory, each atomically; all are on the platter when this returns. Two syncs instead of two per file.
+///
+/// # Errors
+/// A file cannot be written: none is replaced then. A rename fails: those before it are replaced.
+pub fn replace_all(
+    dir: &Path,
+    files: impl IntoIterator<Item = (PathBuf, Vec<u8>)>,
+    mode: u32,
+) -> Result<(), DurableError> {
+    let prepared = files
+        .into_iter()
+        .map(|(target, bytes)| {
+            write_beside(&target, &bytes, mode, Owner::default()).map(|(prepared, _)| prepared)
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if prepared.is_empty() {
+        return Ok(());
+    }
+    let failed = |source| DurableError::Write {
+        path: dir.to_owned(),
+        source,
+    };
+    let directory = File::open(dir).map_err(failed)?;
+    rustix::fs::syncfs(&directory).map_err(|e| failed(e.into()))?;
+    for file in prepared {
+        file.rename()?;
+    }
+    sync_dir(&directory).map_err(failed)
+}
+
+fn write_beside(
+    target: &Path,
+    bytes: &[u8],
+    mode: u32,
+    owner: Owner,
+) -> Result<(Prepared, File), DurableError> {
     let suffix = types::random::<8>().map_err(|_| DurableError::Create {
         path: target.to_owned(),
         source: io::Error::other("the system gives no random bytes"),
@@ -92,8 +136,7 @@ pub fn prepare(
     }
     file.set_permissions(std::fs::Permissions::from_mode(mode))
         .map_err(write)?;
-    file.sync_all().map_err(write)?;
-    Ok(prepared)
+    Ok((prepared, file))
 }
 
 impl Prepared {
@@ -101,17 +144,24 @@ impl Prepared {
     ///
     /// # Errors
     /// The rename or the sync of the directory fails.
-    pub fn commit(mut self) -> Result<(), DurableError> {
-        let failed = |source| DurableError::Rename {
-            path: self.target.clone(),
-            source,
-        };
-        std::fs::rename(&self.temporary, &self.target).map_err(failed)?;
-        self.committed = true;
-        sync_parent(&self.target).map_err(|source| DurableError::Rename {
-            path: self.target.clone(),
+    pub fn commit(self) -> Result<(), DurableError> {
+        let target = self.target.clone();
+        self.rename()?;
+        sync_parent(&target).map_err(|source| DurableError::Rename {
+            path: target,
             source,
         })
+    }
+
+    fn rename(mut self) -> Result<(), DurableError> {
+        crash::effect()
+            .and_then(|()| std::fs::rename(&self.temporary, &self.target))
+            .map_err(|source| DurableError::Rename {
+                path: self.target.clone(),
+                source,
+            })?;
+        self.committed = true;
+        Ok(())
     }
 }
 
@@ -122,7 +172,8 @@ impl Prepared {
     /// The target exists (`AlreadyExists`), or cannot be made, or the directory cannot be synced.
     pub fn commit_new(self) -> Result<(), DurableError> {
         // A link, unlike a rename, never replaces; dropping `self` then removes the temporary name.
-        std::fs::hard_link(&self.temporary, &self.target)
+        crash::effect()
+            .and_then(|()| std::fs::hard_link(&self.temporary, &self.target))
             .and_then(|()| sync_parent(&self.target))
             .map_err(|source| DurableError::Create {
                 path: self.target.clone(),
@@ -174,7 +225,7 @@ pub fn remove(path: &Path) -> Result<bool, DurableError> {
         path: path.to_owned(),
         source,
     };
-    match std::fs::remove_file(path) {
+    match crash::effect().and_then(|()| std::fs::remove_file(path)) {
         Ok(()) => sync_parent(path).map(|()| true).map_err(failed),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(failed(e)),
@@ -186,7 +237,11 @@ fn sync_parent(path: &Path) -> io::Result<()> {
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    match File::open(parent)?.sync_all() {
+    sync_dir(&File::open(parent)?)
+}
+
+fn sync_dir(directory: &File) -> io::Result<()> {
+    match directory.sync_all() {
         // Some file systems cannot sync a directory and say so this way; EIO and ENOSPC are real.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         other => other,
@@ -314,6 +369,48 @@ fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
     }
 }
 
+/// Power cuts for tests. Whatever changes what a reader would find (a rename, a link, a removal, a message to another host) is an effect; a
+/// test lets the first N happen and no more, then looks at what is left, as a host would after its restart.
+pub(crate) mod crash {
+    use std::io;
+
+    #[cfg(test)]
+    thread_local! {
+        static LEFT: std::cell::Cell<Option<u32>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// Call before each effect. Fails only in tests.
+    ///
+    /// # Errors
+    /// The power is out: nothing may happen any more.
+    #[cfg(test)]
+    pub(crate) fn effect() -> io::Result<()> {
+        LEFT.with(|left| match left.get() {
+            None => Ok(()),
+            Some(0) => Err(io::Error::other("the power is out")),
+            Some(n) => {
+                left.set(Some(n - 1));
+                Ok(())
+            }
+        })
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unnecessary_wraps, reason = "its twin for tests fails")]
+    pub(crate) fn effect() -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Runs `work` on this thread with only `effects` of its effects happening. The second value: were they used up? Then there may be more.
+    #[cfg(test)]
+    pub(crate) fn after<T>(effects: u32, work: impl FnOnce() -> T) -> (T, bool) {
+        LEFT.with(|left| left.set(Some(effects)));
+        let result = work();
+        let cut = LEFT.with(|left| left.replace(None)) == Some(0);
+        (result, cut)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,6 +448,36 @@ mod tests {
         assert_eq!(std::fs::read(&target).unwrap(), b"first");
         assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn many_files_are_replaced_at_once_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = |names: &[&str]| {
+            let files = names
+                .iter()
+                .map(|n| (dir.path().join(n), n.as_bytes().to_vec()));
+            replace_all(dir.path(), files, 0o644)
+        };
+        replace(&dir.path().join("a"), b"old", 0o600).unwrap();
+        all(&["a", "b", "c"]).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("a")).unwrap(), b"a");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+        // The last one cannot be written, so none is.
+        assert!(all(&["d", "nodir/e"]).is_err());
+        assert!(!dir.path().join("d").exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_power_cut_lets_the_first_effects_happen_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        let both = || replace(&a, b"1", 0o600).and_then(|()| replace(&b, b"1", 0o600));
+        let (result, cut) = crash::after(1, both);
+        assert!(result.is_err() && cut && a.exists() && !b.exists());
+        let (result, cut) = crash::after(9, both);
+        assert!(result.is_ok() && !cut && b.exists());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::applets::cea::{Files, material, scripts, state};
 use crate::applets::{AppError, Context, Exit};
-use crate::core::clock::Clock;
+use crate::core::clock::{Clock, TimeSource};
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::profile;
 use crate::core::sandbox::ProtectedPaths;
@@ -104,7 +104,7 @@ pub(super) fn self_check(context: &Context, files: &Files) -> Result<Exit, AppEr
     );
 
     let mut findings = Findings::default();
-    findings.certificates(&config);
+    findings.certificates(&context.time, &config);
     findings.serials(&config);
     findings.scripts(&config, &allowlist);
     findings.helpers(&config);
@@ -131,7 +131,7 @@ impl Findings {
         say!("{}", text.as_ref());
     }
 
-    fn certificates(&mut self, config: &AgentConfig) {
+    fn certificates(&mut self, time: &TimeSource, config: &AgentConfig) {
         let expiry = match pairing(config) {
             Ok(expiry) => expiry,
             Err(reason) => return self.problem(format!("Certs: NOT paired - {reason}")),
@@ -140,7 +140,7 @@ impl Findings {
             Ok(own) => own,
             Err(reason) => return self.problem(format!("Certs: {reason}")),
         };
-        let clock = Clock::with_floor_from(&[&config.cert, &config.ca]);
+        let clock = Clock::with_floor_from(time, &[&config.cert, &config.ca]);
         let verified = material::authorities(config).and_then(|authorities| {
             let mut failure = format!("no CA certificate in '{}'", config.ca.display());
             for authority in &authorities {

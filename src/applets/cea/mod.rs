@@ -206,6 +206,7 @@ mod tests {
 
     fn call(args: &[&str]) -> Result<Exit, AppError> {
         let context = Context {
+            time: crate::core::clock::TimeSource::System,
             program: "cea",
             env: std::collections::BTreeMap::from([(
                 "CTRL_EXEC_LOG".to_owned(),

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::applets::cea::{Files, material};
 use crate::applets::{Context, Exit};
 use crate::complain;
-use crate::core::clock::Clock;
+use crate::core::clock::{Clock, TimeSource};
 use crate::core::config::{self, AgentConfig};
 use crate::core::durable;
 use crate::core::logging::Action;
@@ -17,13 +17,13 @@ use crate::core::tls::Identity;
 
 pub(super) fn promote(context: &Context, files: &Files) -> Exit {
     match config::load_agent(&context.paths, files.config.as_deref()) {
-        Ok(loaded) => adopt(&loaded.value),
+        Ok(loaded) => adopt(&context.time, &loaded.value),
         Err(error) => complain!("Warning: no staged certificate was looked for: {error}"),
     }
     Exit::Success
 }
 
-fn adopt(config: &AgentConfig) {
+fn adopt(time: &TimeSource, config: &AgentConfig) {
     let staged = config.cert_staging_path.as_path();
     if std::fs::symlink_metadata(staged).is_err() {
         return;
@@ -36,7 +36,7 @@ fn adopt(config: &AgentConfig) {
         Ok(authorities) => authorities,
         Err(error) => return keep(staged, &error),
     };
-    let clock = Clock::with_floor_from(&[&config.cert, &config.ca]);
+    let clock = Clock::with_floor_from(time, &[&config.cert, &config.ca]);
     let new = match material::shown(staged)
         .and_then(|new| judge(&new, &live, &authorities, clock.now()).map(|()| new))
     {
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_longer_certificate_for_the_same_key_and_name_is_installed_and_consumed() {
         let (openssl, config) = host();
-        adopt(&config);
+        adopt(&TimeSource::System, &config);
         assert_eq!(
             openssl.read("agent.crt"),
             openssl.read("before.crt"),
@@ -148,7 +148,7 @@ mod tests {
         );
         stage(&openssl, "agent", "ca", 900);
         let staged = openssl.certificate("staged");
-        adopt(&config);
+        adopt(&TimeSource::System, &config);
         assert_eq!(openssl.certificate("agent.crt").serial, staged.serial);
         assert!(!openssl.path("staged").exists());
     }
@@ -166,7 +166,7 @@ mod tests {
             ("renamed", "ca", 900),
         ] {
             stage(&openssl, request, ca, days);
-            adopt(&config);
+            adopt(&TimeSource::System, &config);
             assert!(!openssl.path("staged").exists(), "{request} {ca} {days}");
             assert_eq!(
                 openssl.read("agent.crt"),
@@ -203,7 +203,7 @@ mod tests {
         let (openssl, mut config) = host();
         stage(&openssl, "agent", "ca", 900);
         config.key = openssl.path("absent.key");
-        adopt(&config);
+        adopt(&TimeSource::System, &config);
         assert!(openssl.path("staged").exists());
     }
 }

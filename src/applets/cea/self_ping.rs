@@ -12,7 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::applets::cea::{Files, checks, material};
 use crate::applets::{AppError, Context, Exit};
-use crate::core::clock::Clock;
+use crate::core::clock::{Clock, TimeSource};
 use crate::core::config::{self, AgentConfig};
 use crate::core::tls;
 use crate::core::types::ReqId;
@@ -40,7 +40,7 @@ pub(super) fn self_ping(context: &Context, files: &Files) -> Result<Exit, AppErr
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let answer = runtime.block_on(ask(&config))?;
+    let answer = runtime.block_on(ask(&context.time, &config))?;
     match classify(&answer) {
         Some(text) => {
             say!("{text}");
@@ -53,10 +53,10 @@ pub(super) fn self_ping(context: &Context, files: &Files) -> Result<Exit, AppErr
     }
 }
 
-async fn ask(config: &AgentConfig) -> Result<String, AppError> {
+async fn ask(time: &TimeSource, config: &AgentConfig) -> Result<String, AppError> {
     let identity = material::identity(config).map_err(AppError::failed)?;
     let authorities = material::authorities(config).map_err(AppError::failed)?;
-    let clock = Clock::with_floor_from(&[&config.cert, &config.ca]);
+    let clock = Clock::with_floor_from(time, &[&config.cert, &config.ca]);
     let client = tls::client_config(&identity, &authorities, clock)
         .map_err(|e| AppError::failed(e.to_string()))?;
 

@@ -95,12 +95,15 @@ impl Snapshot {
                 path: path.to_owned(),
             });
         }
-        let clock = Clock::with_floor_from(&[
-            &config.cert,
-            &config.ca,
-            &config.trusted_dispatchers_path,
-            &config.source,
-        ]);
+        let clock = Clock::with_floor_from(
+            &context.time,
+            &[
+                &config.cert,
+                &config.ca,
+                &config.trusted_dispatchers_path,
+                &config.source,
+            ],
+        );
         if clock.is_behind() {
             Action::new("clock-unsynced")
                 .field("TIME", clock.iso_now())

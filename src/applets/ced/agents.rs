@@ -74,7 +74,7 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
         "CERT EXPIRY"
     );
     say!("{}", "-".repeat(112));
-    let now = Clock::with_floor_from(&[]).now();
+    let now = Clock::with_floor_from(&context.time, &[]).now();
     let shown = |text: &str| {
         if text.is_empty() {
             "?".to_owned()

@@ -35,19 +35,19 @@ pub(crate) fn load_config(
 }
 
 /// The clock of this dispatcher: never behind the newest of its own certificate files (spec/operations.md 16.1).
-pub(crate) fn clock(config: &DispatcherConfig) -> Clock {
-    Clock::with_floor_from(&[&config.cert, &config.ca])
+pub(crate) fn clock(context: &Context, config: &DispatcherConfig) -> Clock {
+    Clock::with_floor_from(&context.time, &[&config.cert, &config.ca])
 }
 
 /// The TLS client that presents `cert`/`key` and trusts `ca`.
-pub(crate) fn client(config: &DispatcherConfig) -> Result<Client, AppError> {
+pub(crate) fn client(context: &Context, config: &DispatcherConfig) -> Result<Client, AppError> {
     let identity = Identity::load(&config.cert, &config.key).map_err(|e| {
         AppError::failed(format!(
             "{e}\nThe dispatcher's own certificate is made by: ced setup-ctrl-exec"
         ))
     })?;
     let authorities = load_cas(&config.ca)?;
-    let tls = tls::client_config(&identity, &authorities, clock(config))
+    let tls = tls::client_config(&identity, &authorities, clock(context, config))
         .map_err(|e| AppError::failed(e.to_string()))?;
     Ok(Client::new(
         tls,
@@ -126,6 +126,7 @@ impl Claims {
 
 /// Asks the auth hook, as the CLI (spec/dispatcher.md 18).
 pub(crate) async fn authorise(
+    context: &Context,
     config: &DispatcherConfig,
     claims: &Claims,
     action: HookAction,
@@ -133,7 +134,7 @@ pub(crate) async fn authorise(
     hosts: &[String],
     args: &[String],
 ) -> Decision {
-    let context = HookContext {
+    let asked = HookContext {
         script: script.to_owned(),
         hosts: hosts.to_vec(),
         args: args.to_vec(),
@@ -145,8 +146,8 @@ pub(crate) async fn authorise(
     authhook::authorise(
         config.auth_hook.as_ref(),
         Caller::Cli,
-        &context,
-        &clock(config),
+        &asked,
+        &clock(context, config),
     )
     .await
 }

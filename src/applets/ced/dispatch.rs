@@ -10,8 +10,8 @@ use std::time::Instant;
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::applets::AppError;
 use crate::applets::ced::common;
+use crate::applets::{AppError, Context};
 use crate::core::client::error::ExchangeError;
 use crate::core::client::exchange::{Answer, Client};
 use crate::core::client::fanout::fan_out;
@@ -36,12 +36,13 @@ pub(crate) struct Job {
 
 /// Sends the job to every target and calls `show` for each result, in the order described above.
 pub(crate) fn dispatch(
+    context: &Context,
     config: &DispatcherConfig,
     targets: Vec<Target>,
     job: &Job,
     mut show: impl FnMut(&HostResult),
 ) -> Result<Vec<Arc<HostResult>>, AppError> {
-    let client = common::client(config)?;
+    let client = common::client(context, config)?;
     let live = std::io::stdout().is_terminal();
     let mut waiting: Vec<Option<Arc<HostResult>>> = targets.iter().map(|_| None).collect();
     let mut next = 0;

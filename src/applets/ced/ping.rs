@@ -54,6 +54,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let targets = common::resolve(&config, &args.hosts, args.port)?;
     let claims = Claims::new(context, args.username, args.token);
     let decision = common::block_on(common::authorise(
+        context,
         &config,
         &claims,
         HookAction::Ping,
@@ -81,6 +82,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         say!("{}", "-".repeat(85));
     }
     let results = dispatch(
+        context,
         &config,
         targets,
         &Job {

@@ -55,6 +55,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let claims = Claims::new(context, args.username, args.token);
 
     let decision = common::block_on(common::authorise(
+        context,
         &config,
         &claims,
         HookAction::Run,
@@ -91,12 +92,18 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         .field("SCRIPT", &script)
         .info();
 
-    let results = dispatch(&config, targets, &Job { path: "/run", body }, |result| {
-        log(result, reqid.as_str(), &script);
-        if !args.json {
-            print(result, reqid.as_str());
-        }
-    })?;
+    let results = dispatch(
+        context,
+        &config,
+        targets,
+        &Job { path: "/run", body },
+        |result| {
+            log(result, reqid.as_str(), &script);
+            if !args.json {
+                print(result, reqid.as_str());
+            }
+        },
+    )?;
     if args.json {
         let objects: Vec<Value> = results
             .iter()

@@ -46,7 +46,7 @@ pub(super) fn setup_ca(context: &Context, call: &Call) -> Result<Exit, AppError>
         args.key_type,
         ca::DEFAULT_CN,
         ca::DEFAULT_CA_DAYS,
-        Clock::with_floor_from(&[]),
+        Clock::with_floor_from(&context.time, &[]),
     )
     .map_err(|e| AppError::failed(e.to_string()))?;
     say!("CA key:         {}", dir.join("ca.key").display());
@@ -87,7 +87,7 @@ pub(super) fn setup_dispatcher(context: &Context, call: &Call) -> Result<Exit, A
         seed_config(&context.paths.dispatcher_toml())?;
     }
     let config = common::load_config(context, args.config.as_deref())?;
-    let authority = Authority::load(&config.ca_dir, common::clock(&config))
+    let authority = Authority::load(&config.ca_dir, common::clock(context, &config))
         .map_err(|e| AppError::failed(format!("{e}")))?;
 
     if config.cert.exists() && !args.yes && !confirmed(&config)? {

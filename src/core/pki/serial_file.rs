@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::core::durable::crash;
 use crate::core::types::{self, Serial};
 
 /// The locked file. The lock ends when this is dropped or the process ends.
@@ -53,6 +54,7 @@ impl SerialFile {
             _ => used,
         };
         let text = format!("{}\n", highest.two_digit_hex().to_ascii_uppercase());
+        crash::effect()?;
         self.0.write_all_at(text.as_bytes(), 0)?;
         self.0
             .set_len(u64::try_from(text.len()).map_err(io::Error::other)?)?;

@@ -177,6 +177,39 @@ impl Registry {
         Ok(record)
     }
 
+    /// Changes many records under one lock. Names that are not registered (any more) are passed over; records that stay as they were are
+    /// not written. Returns how many were written.
+    ///
+    /// # Errors
+    /// The directory cannot be locked, or the records cannot be written.
+    pub fn update_many(
+        &self,
+        names: impl IntoIterator<Item = AgentName>,
+        mut change: impl FnMut(&mut AgentRecord),
+    ) -> Result<usize, RegistryError> {
+        let names: Vec<AgentName> = names.into_iter().collect();
+        if names.is_empty() || !self.dir.is_dir() {
+            return Ok(0);
+        }
+        let _lock = self.lock()?;
+        let mut files = Vec::new();
+        for name in names {
+            // A damaged record must not keep the others from being changed; listings tell of it.
+            let Ok(Some(before)) = self.get(&name) else {
+                continue;
+            };
+            let mut record = before.clone();
+            change(&mut record);
+            record.name = name;
+            if record != before {
+                files.push((self.path_of(&record.name), record.to_bytes()));
+            }
+        }
+        let written = files.len();
+        durable::replace_all(&self.dir, files, RECORD_MODE)?;
+        Ok(written)
+    }
+
     /// Gives an agent another name. Its certificate keeps the old one, which the record then remembers as `cert_cn`.
     ///
     /// A crash in between leaves both records, never none.

@@ -96,6 +96,16 @@ pub struct AgentRecord {
     /// SHA-256 of the agent's SubjectPublicKeyInfo, lower-case hex (ours).
     pub cert_spki: Option<String>,
     pub peer_check: PeerCheck,
+    /// Release that the agent reported last (ours).
+    pub version: Option<String>,
+    /// End of a renewed certificate that the agent has and does not use yet, OpenSSL's text (ours).
+    pub staged_expiry: Option<String>,
+    /// Fingerprint of the CA that issued the agent's certificate (ours).
+    pub cert_ca: Option<String>,
+    /// Fingerprints of the CAs that the agent trusts, as it reported them; empty: it did not say (ours).
+    pub trusted_cas: Vec<String>,
+    /// How many entries of our revocation journal the agent has confirmed (ours).
+    pub revocations: u64,
     /// Fields of other versions.
     extra: Map<String, Value>,
 }
@@ -165,6 +175,14 @@ impl AgentRecord {
                 "off" => PeerCheck::Off,
                 _ => PeerCheck::Strict,
             },
+            version: optional_text(map, "version"),
+            staged_expiry: optional_text(map, "staged_expiry"),
+            cert_ca: optional_text(map, "cert_ca"),
+            trusted_cas: match map.remove("trusted_cas") {
+                Some(Value::Array(all)) => all.into_iter().filter_map(plain).collect(),
+                _ => Vec::new(),
+            },
+            revocations: text(map, "revocations").parse().unwrap_or(0),
             extra: std::mem::take(map),
             name,
         }
@@ -199,6 +217,9 @@ impl AgentRecord {
             ("cert_cn", &self.cert_cn),
             ("cert_serial", &self.cert_serial),
             ("cert_spki", &self.cert_spki),
+            ("version", &self.version),
+            ("staged_expiry", &self.staged_expiry),
+            ("cert_ca", &self.cert_ca),
         ];
         for (key, value) in ours {
             if let Some(value) = value {
@@ -207,6 +228,12 @@ impl AgentRecord {
         }
         if self.peer_check == PeerCheck::Off {
             map.insert("peer_check".to_owned(), self.peer_check.as_str().into());
+        }
+        if !self.trusted_cas.is_empty() {
+            map.insert("trusted_cas".to_owned(), self.trusted_cas.clone().into());
+        }
+        if self.revocations > 0 {
+            map.insert("revocations".to_owned(), self.revocations.into());
         }
         map
     }

@@ -155,6 +155,30 @@ fn no_directory_is_no_agent() {
 }
 
 #[test]
+fn many_records_change_under_one_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Registry::new(dir.path());
+    let names: Vec<AgentName> = ["a", "b", "c"]
+        .iter()
+        .map(|n| AgentName::new(n).unwrap())
+        .collect();
+    for name in &names[..2] {
+        registry
+            .register(AgentRecord::new(name.clone()), false)
+            .unwrap();
+    }
+    std::fs::write(registry.path_of(&names[2]), "damaged").unwrap();
+    let absent = AgentName::new("absent").unwrap();
+    let all = names.iter().cloned().chain([absent.clone()]);
+    let set = |record: &mut AgentRecord| record.version = Some("1".to_owned());
+    assert_eq!(registry.update_many(all.clone(), set).unwrap(), 2);
+    assert_eq!(registry.update_many(all, set).unwrap(), 0, "unchanged");
+    let read = registry.get(&names[1]).unwrap().unwrap();
+    assert_eq!(read.version.as_deref(), Some("1"));
+    assert!(!registry.path_of(&absent).exists());
+}
+
+#[test]
 fn an_update_brings_nobody_back_to_life() {
     let (_dir, registry) = registry();
     add(&registry, "a");

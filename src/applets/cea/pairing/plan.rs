@@ -131,7 +131,7 @@ impl Plan {
                 config.port
             },
             require_bound: config.pairing_require_bound_code,
-            clock: Clock::with_floor_from(&[&targets.cert, &targets.ca]),
+            clock: Clock::with_floor_from(&context.time, &[&targets.cert, &targets.ca]),
             targets,
             owners,
             known_ca,
@@ -248,6 +248,7 @@ mod tests {
 
     fn context(root: &Path) -> Context {
         Context {
+            time: crate::core::clock::TimeSource::System,
             program: "cea",
             env: [(
                 "CTRL_EXEC_HOSTNAME".to_owned(),

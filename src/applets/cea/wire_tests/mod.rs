@@ -72,6 +72,7 @@ impl Fleet {
 
     fn context(&self) -> Context {
         Context {
+            time: crate::core::clock::TimeSource::System,
             program: "cea",
             env: BTreeMap::from([
                 ("CTRL_EXEC_HOSTNAME".to_owned(), "agent1.example".to_owned()),

@@ -131,7 +131,7 @@ pub fn pairing_mode(context: &Context, args: &PairingModeArgs) -> Result<Exit, A
         timeout: timeout.unwrap_or(config.pairing_timeout),
         detached,
         desk: Desk {
-            clock: common::clock(&config),
+            clock: common::clock(context, &config),
             config,
         },
     };

@@ -228,7 +228,7 @@ fn choice(args: &ApproveArgs) -> Result<Choice, AppError> {
 
 fn desk(context: &Context, config: Option<&std::path::Path>) -> Result<Desk, AppError> {
     let config = common::load_config(context, config)?;
-    let clock = common::clock(&config);
+    let clock = common::clock(context, &config);
     Ok(Desk { config, clock })
 }
 
