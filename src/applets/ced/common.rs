@@ -10,10 +10,7 @@ use crate::core::client::exchange::Client;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::hostname;
-use crate::core::pki::Certificate;
 use crate::core::registry::{self, Registry, Target};
-use crate::core::secure_open::{self, Trust};
-use crate::core::tls::{self, Identity};
 use crate::core::types::{ReqId, Secret};
 use crate::core::wire;
 
@@ -39,32 +36,14 @@ pub(crate) fn clock(context: &Context, config: &DispatcherConfig) -> Clock {
     Clock::with_floor_from(&context.time, &[&config.cert, &config.ca])
 }
 
-/// The TLS client that presents `cert`/`key` and trusts `ca`.
+/// The client of port 7443, with every identity that this dispatcher holds.
 pub(crate) fn client(context: &Context, config: &DispatcherConfig) -> Result<Client, AppError> {
-    let identity = Identity::load(&config.cert, &config.key).map_err(|e| {
-        AppError::failed(format!(
-            "{e}\nThe dispatcher's own certificate is made by: ced setup-ctrl-exec"
-        ))
-    })?;
-    let authorities = load_cas(&config.ca)?;
-    let tls = tls::client_config(&identity, &authorities, clock(context, config))
+    let (client, warnings) = Client::load(config, clock(context, config))
         .map_err(|e| AppError::failed(e.to_string()))?;
-    Ok(Client::new(
-        tls,
-        config.connect_timeout,
-        config.read_timeout,
-    ))
-}
-
-/// Largest CA file that is read; a handful of certificates.
-const MAX_PEM: u64 = 256 * 1024;
-
-/// The CA certificates that agents are verified against.
-fn load_cas(path: &Path) -> Result<Vec<Certificate>, AppError> {
-    let bytes = secure_open::read_trusted(path, MAX_PEM, Trust::Public)
-        .map_err(|e| AppError::failed(e.to_string()))?;
-    Certificate::all_from_pem(&bytes)
-        .map_err(|e| AppError::failed(format!("'{}': {e}", path.display())))
+    for warning in warnings {
+        complain!("Warning: {warning}");
+    }
+    Ok(client)
 }
 
 /// Runs a future to its end on one thread.

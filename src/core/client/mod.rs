@@ -4,4 +4,5 @@
 pub mod error;
 pub mod exchange;
 pub mod fanout;
+pub mod open;
 pub mod peer;

@@ -60,6 +60,7 @@ fn files(r: &mut Reader<'_>, config: &mut DispatcherConfig, paths: &Paths) {
     set("ca", &mut config.ca);
     set("ca_dir", &mut config.ca_dir);
     set("registry_dir", &mut config.registry_dir);
+    set("revoked_file", &mut config.revoked_file);
     set("pairing_dir", &mut config.pairing_dir);
     config.auth_hook = hook::read(r, paths, false);
 }

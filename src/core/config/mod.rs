@@ -132,6 +132,8 @@ pub struct DispatcherConfig {
     /// Directory of `ca.key`, `ca.crt`, `ca.serial`; default `/etc/ctrl-exec`.
     pub ca_dir: PathBuf,
     pub registry_dir: PathBuf,
+    /// Journal of revoked certificates (key `revoked_file`, ours), default `/etc/ctrl-exec/revoked.jsonl`.
+    pub revoked_file: PathBuf,
     pub pairing_dir: PathBuf,
     pub auth_hook: Option<HookConfig>,
     /// Longest silence of an agent during an exchange (key `read_timeout`, alias `timeout`), default 60 s.
