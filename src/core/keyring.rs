@@ -54,6 +54,16 @@ pub fn service_owner(config: &DispatcherConfig) -> Owner {
     }
 }
 
+/// The certificate at the configured path.
+///
+/// # Errors
+/// A sentence: it cannot be read or is none.
+pub fn configured_certificate(config: &DispatcherConfig) -> Result<Certificate, String> {
+    let pem = secure_open::read_trusted(&config.cert, MAX_PAIR, Trust::Public)
+        .map_err(|e| e.to_string())?;
+    Certificate::from_pem(&pem).map_err(|e| e.to_string())
+}
+
 /// Pairs beside the configured one: `identities/<serial>.pem` in the directory of the dispatcher's key.
 #[derive(Clone, Debug)]
 pub struct PairStore {
@@ -193,9 +203,8 @@ impl Keyring {
         identities.sort_by_key(|i| std::cmp::Reverse(i.certificate().not_before));
         // Key and certificate are two files: between the two renames of a change they do not fit. The kept pair of the certificate does.
         let main = main.or_else(|error| {
-            secure_open::read_trusted(&config.cert, MAX_PAIR, Trust::Public)
+            configured_certificate(config)
                 .ok()
-                .and_then(|pem| Certificate::from_pem(&pem).ok())
                 .and_then(|shown| {
                     identities
                         .iter()

@@ -18,6 +18,7 @@ pub mod profile;
 pub mod ratelimit;
 pub mod registry;
 pub mod revocation;
+pub mod rotation;
 pub mod sandbox;
 pub mod secure_open;
 pub mod sys;

@@ -252,6 +252,18 @@ impl Serial {
         }
     }
 
+    /// As text that agents of every kind understand when they are told to trust it. An agent of the original reads its map through the lossy
+    /// function once more than it should (spec/pairing.md 4.1), which locks out all-digit serials; the form with colons survives the
+    /// first pass unchanged.
+    pub fn for_agents(&self) -> String {
+        let text = self.to_string();
+        if text.bytes().any(|b| b.is_ascii_alphabetic()) {
+            return text;
+        }
+        let pairs: Vec<String> = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("00:{}", pairs.join(":"))
+    }
+
     /// The trust key that a Perl peer computes from this certificate: one pass of [`legacy_canonical`] over the two-digit form
     /// (spec/agent.md 13.1, 13.2). Not injective; never decide by it alone.
     pub fn legacy(&self) -> String {
