@@ -13,7 +13,7 @@ use super::serial_file::{SerialFile, random_serial};
 use crate::core::clock::Clock;
 use crate::core::durable::{self, DurableError, Owner};
 use crate::core::secure_open::{self, OpenError, Trust};
-use crate::core::types::{self, AgentName, DispatcherId};
+use crate::core::types::{self, AgentName, DispatcherId, Serial};
 
 /// Subject CN of a CA unless the operator gives one.
 pub const DEFAULT_CN: &str = "ctrl-exec CA";
@@ -135,8 +135,11 @@ impl Authority {
 
     /// Loads the CA of `dir`: ours, or one made by OpenSSL, RSA or ECDSA, v1 or v3.
     ///
+    /// `ca.crt` may hold the certificates of several CAs, in any order; the one that signs is the one whose key is `ca.key`. So a CA is
+    /// changed by one rename, that of `ca.key`.
+    ///
     /// # Errors
-    /// A file is missing or unreadable, the key does not belong to the certificate, or its name is one that we cannot reproduce.
+    /// A file is missing or unreadable, the key does not belong to any of the certificates, or its name is one that we cannot reproduce.
     pub fn load(dir: &Path, clock: Clock) -> Result<Self, CaError> {
         let (key_path, cert_path) = (dir.join(KEY_FILE), dir.join(CERT_FILE));
         let key_pem = zeroize::Zeroizing::new(read(&key_path, "key", Trust::Secret)?);
@@ -144,17 +147,17 @@ impl Authority {
             path: key_path.clone(),
             source,
         })?;
-        let certificate = Certificate::from_pem(&read(&cert_path, "cert", Trust::Public)?)
+        let certificate = Certificate::all_from_pem(&read(&cert_path, "cert", Trust::Public)?)
             .map_err(|source| CaError::Certificate {
                 path: cert_path.clone(),
                 source,
-            })?;
-        if key.spki_der() != certificate.spki {
-            return Err(CaError::Mismatch {
+            })?
+            .into_iter()
+            .find(|certificate| certificate.spki == key.spki_der())
+            .ok_or_else(|| CaError::Mismatch {
                 key: key_path,
-                certificate: cert_path,
-            });
-        }
+                certificate: cert_path.clone(),
+            })?;
         if !certificate.is_ca {
             return Err(CaError::NotACa(cert_path));
         }
@@ -186,8 +189,47 @@ impl Authority {
         name: &AgentName,
         days: u32,
     ) -> Result<Certificate, CaError> {
-        let id = types::hex(&types::random::<16>().map_err(|_| CaError::Random)?);
+        self.issue_agent_with_id(request, name, None, days)
+    }
+
+    /// As [`issue_agent`](Self::issue_agent), keeping the host id that the agent has (renewal); `None` makes a fresh one.
+    ///
+    /// # Errors
+    /// As [`issue_agent`](Self::issue_agent); also an id that does not fit into the role URI.
+    pub fn issue_agent_with_id(
+        &self,
+        request: &CertRequest,
+        name: &AgentName,
+        id: Option<&str>,
+        days: u32,
+    ) -> Result<Certificate, CaError> {
+        let id = match id {
+            Some(id) => id.to_owned(),
+            None => types::hex(&types::random::<16>().map_err(|_| CaError::Random)?),
+        };
         self.issue(name.as_str(), request.key(), Role::Agent, &id, days)
+    }
+
+    /// Endorses another CA: a certificate of its name and key, signed by this one, valid until the first of both ends.
+    ///
+    /// It is evidence for those who trust this CA ([`succession`](super::succession)), nothing that a chain is built with.
+    ///
+    /// # Errors
+    /// `other` is no CA of another key that has signed itself, its name is one that we cannot reproduce, or signing fails.
+    pub fn endorse(&self, other: &Certificate) -> Result<Certificate, CaError> {
+        const DAY: i64 = 86_400;
+        let failed = |e| sign_error(&self.dir.join(CERT_FILE), e);
+        other
+            .verify_self_signed()
+            .map_err(|e| failed(Failed::from(e)))?;
+        let now = self.clock.now();
+        let dates = (now - DAY, other.not_after.min(self.certificate.not_after));
+        let (serial, mut lock, serial_error) = self.next_serial()?;
+        let made =
+            policy::cross(other, &self.certificate, &self.key, &serial, dates).map_err(failed)?;
+        made.check_dates(now).map_err(|e| failed(Failed::from(e)))?;
+        lock.record(&serial).map_err(serial_error)?;
+        Ok(made)
     }
 
     /// Signs a certificate for a dispatcher: TLS client towards agents, TLS server on the pairing port.
@@ -217,14 +259,8 @@ impl Authority {
         id: &str,
         days: u32,
     ) -> Result<Certificate, CaError> {
-        let serial_path = self.dir.join(SERIAL_FILE);
-        let serial_error = |source| CaError::Serial {
-            path: serial_path.clone(),
-            source,
-        };
         let dates = dates(days, &self.clock)?;
-        let mut lock = SerialFile::lock(&serial_path, LOCK_PATIENCE).map_err(serial_error)?;
-        let serial = random_serial().map_err(|_| CaError::Random)?;
+        let (serial, mut lock, serial_error) = self.next_serial()?;
         let leaf = Leaf {
             cn,
             key,
@@ -237,6 +273,18 @@ impl Authority {
             .map_err(|e| sign_error(&self.dir.join(CERT_FILE), e))?;
         lock.record(&serial).map_err(serial_error)?;
         Ok(issued)
+    }
+
+    /// A fresh serial and the lock under which it is to be used and recorded; what a failure of that means.
+    fn next_serial(&self) -> Result<(Serial, SerialFile, impl Fn(io::Error) -> CaError), CaError> {
+        let path = self.dir.join(SERIAL_FILE);
+        let failed = move |source| CaError::Serial {
+            path: path.clone(),
+            source,
+        };
+        let lock = SerialFile::lock(&self.dir.join(SERIAL_FILE), LOCK_PATIENCE).map_err(&failed)?;
+        let serial = random_serial().map_err(|_| CaError::Random)?;
+        Ok((serial, lock, failed))
     }
 }
 
@@ -283,7 +331,6 @@ fn read(path: &Path, what: &'static str, trust: Trust) -> Result<Vec<u8>, CaErro
 mod tests {
     use super::*;
     use crate::core::pki::fixtures::{LeafVersion, OpenSsl, agent, new_ca, request};
-    use crate::core::types::Serial;
     use std::os::unix::fs::MetadataExt as _;
 
     fn system() -> Clock {
@@ -396,6 +443,38 @@ mod tests {
             "{}",
             load()
         );
+    }
+
+    #[test]
+    fn of_several_certificates_the_one_of_the_key_signs() {
+        let openssl = OpenSsl::new();
+        let one = new_ca(openssl.dir());
+        std::fs::create_dir(openssl.path("next")).unwrap();
+        let two = new_ca(&openssl.path("next"));
+        let (first, second) = (one.certificate().to_pem(), two.certificate().to_pem());
+        openssl.write("ca.crt", &format!("{second}{first}"));
+        let signing = || Authority::load(openssl.dir(), system()).map(|a| a.certificate().clone());
+        assert_eq!(signing().unwrap(), *one.certificate());
+        // A CA change is one rename.
+        openssl.write("ca.key", &openssl.read("next/ca.key"));
+        assert_eq!(signing().unwrap(), *two.certificate());
+        openssl.write("ca.crt", &first);
+        assert!(matches!(signing(), Err(CaError::Mismatch { .. })));
+    }
+
+    #[test]
+    fn a_host_keeps_its_id_and_no_other_text_gets_into_the_role() {
+        let openssl = OpenSsl::new();
+        let ca = new_ca(openssl.dir());
+        let request = request(KeyType::EcdsaP256, "web1");
+        let issue = |id| ca.issue_agent_with_id(&request, &agent("web1"), id, 30);
+        let first = issue(None).unwrap();
+        let again = issue(first.role_id.as_deref()).unwrap();
+        assert_eq!(again.role_id, first.role_id);
+        assert_ne!(issue(None).unwrap().role_id, first.role_id);
+        for bad in ["", "a/b", "../x", "a b", "A"] {
+            assert!(issue(Some(bad)).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub enum CertError {
     IssuerExpired(i64),
     #[error("the certificate of the CA itself cannot be used here")]
     IsTheCa,
+    #[error("the certificate is not that of a CA that has signed itself")]
+    NotSelfSigned,
     #[error(
         "the certificate is not valid before {}, and the clock of this host says {}: check the clock",
         expiry::openssl_text(*.not_before), clock::iso(*.now)
@@ -205,6 +207,18 @@ impl Certificate {
     /// # Errors
     /// Says what does not fit; the dates come last, so a date error means that everything else is right.
     pub fn verify_issued_by(&self, ca: &Certificate, now: i64) -> Result<(), CertError> {
+        self.verify_signed_by(ca)?;
+        if now > ca.not_after {
+            return Err(CertError::IssuerExpired(ca.not_after));
+        }
+        self.check_dates(now)
+    }
+
+    /// Checks that `ca` issued this certificate directly, whatever the dates of both.
+    ///
+    /// # Errors
+    /// Says what does not fit.
+    pub fn verify_signed_by(&self, ca: &Certificate) -> Result<(), CertError> {
         if self.issuer != ca.subject {
             return Err(CertError::OtherIssuer);
         }
@@ -214,17 +228,31 @@ impl Certificate {
         if !ca.is_ca {
             return Err(CertError::IssuerIsNoCa);
         }
+        self.verify_signature(&ca.spki)
+    }
+
+    /// Checks that this is a CA that has signed itself: a trust anchor, if somebody trusts it. Dates are not looked at.
+    ///
+    /// # Errors
+    /// It is no CA, names another issuer, or the signature is not of its own key.
+    pub fn verify_self_signed(&self) -> Result<(), CertError> {
+        if !self.is_ca || self.issuer != self.subject {
+            return Err(CertError::NotSelfSigned);
+        }
+        match self.verify_signature(&self.spki) {
+            Err(CertError::BadSignature) => Err(CertError::NotSelfSigned),
+            other => other,
+        }
+    }
+
+    fn verify_signature(&self, signer_spki: &[u8]) -> Result<(), CertError> {
         Signed::parse(&self.der)
             .ok_or(CertError::Malformed("it is not a signed structure"))?
-            .verify(&ca.spki)
+            .verify(signer_spki)
             .map_err(|refused| match refused {
                 Refused::Algorithm => CertError::WeakSignature,
                 Refused::Signature => CertError::BadSignature,
-            })?;
-        if now > ca.not_after {
-            return Err(CertError::IssuerExpired(ca.not_after));
-        }
-        self.check_dates(now)
+            })
     }
 
     /// Checks that `now` lies within the certificate's own dates.

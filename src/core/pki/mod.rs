@@ -8,7 +8,9 @@ pub mod expiry;
 pub mod identity;
 pub mod keys;
 mod policy;
+pub mod renewal;
 mod serial_file;
+pub mod succession;
 
 pub use ca::Authority;
 pub use cert::{Certificate, Role, Version};

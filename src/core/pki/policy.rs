@@ -1,12 +1,14 @@
 //! What we write into certificates: v3, strict RFC 5280, everything from here and nothing from a request (spec/swarm.md 3.5.1).
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, DnsName};
 use rustls::server::ParsedCertificate;
+use x509_parser::asn1_rs::{FromDer as _, Tag};
+use x509_parser::certificate::X509Certificate;
 
 use super::cert::{self, CertError, Certificate, Role};
 use super::keys::{PrivateKey, PublicKey};
@@ -61,6 +63,35 @@ pub(super) fn ca(
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let made = Certificate::from_der(params.self_signed(key)?.der())?;
     if made.is_ca && made.spki == key.spki_der() {
+        Ok(made)
+    } else {
+        Err(not_as_ordered())
+    }
+}
+
+/// The certificate of another CA's name and key, signed by `ca`: an endorsement.
+pub(super) fn cross(
+    other: &Certificate,
+    ca: &Certificate,
+    ca_key: &PrivateKey,
+    serial: &Serial,
+    dates: (i64, i64),
+) -> Result<Certificate, Failed> {
+    let key = PublicKey::from_spki(&other.spki).map_err(|e| Failed(e.to_string()))?;
+    let mut params = basics("", &key, serial, dates);
+    params.distinguished_name = name_of(other)?;
+    if let Some(id) = &other.subject_key_id {
+        params.key_identifier_method = KeyIdMethod::PreSpecified(id.clone());
+    }
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let issuer = Issuer::from_ca_cert_der(&der_of(ca), ca_key)?;
+    let made = Certificate::from_der(params.signed_by(&key, &issuer)?.der())?;
+    made.verify_signed_by(ca)?;
+    // The name must come out byte for byte, or nobody would find the CA that is meant.
+    let as_ordered =
+        made.is_ca && made.spki == other.spki && made.subject_der() == other.subject_der();
+    if as_ordered {
         Ok(made)
     } else {
         Err(not_as_ordered())
@@ -122,6 +153,29 @@ pub(super) fn common_name(cn: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, cn);
     name
+}
+
+/// The subject of a certificate for writing it again. Kinds of text that no CA of ours or of OpenSSL uses are refused.
+fn name_of(certificate: &Certificate) -> Result<DistinguishedName, Failed> {
+    let strange = || Failed("the name of that CA cannot be written again".to_owned());
+    let (_, x509) = X509Certificate::from_der(&certificate.der).map_err(|_| strange())?;
+    let mut name = DistinguishedName::new();
+    for rdn in x509.subject().iter() {
+        let mut attributes = rdn.iter();
+        let (Some(attribute), None) = (attributes.next(), attributes.next()) else {
+            return Err(strange());
+        };
+        let kind = attribute.attr_type().iter().ok_or_else(strange)?.collect();
+        let text = attribute.as_str().map_err(|_| strange())?;
+        let value = match attribute.attr_value().header.tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            Tag::PrintableString => DnValue::PrintableString(text.try_into()?),
+            Tag::Ia5String => DnValue::Ia5String(text.try_into()?),
+            _ => return Err(strange()),
+        };
+        name.push(DnType::CustomDnType(kind), value);
+    }
+    Ok(name)
 }
 
 /// What every certificate has. rcgen's own defaults (dates until 4096, serial made of the key) are all overwritten.
