@@ -67,7 +67,23 @@ pub struct Tried {
     pub marked: bool,
     pub announced: HashSet<AgentName>,
     pub retired: HashSet<(String, AgentName)>,
+    /// Only these are called; `None`: everybody.
+    pub only: Option<HashSet<AgentName>>,
     pub stale: bool,
+}
+
+impl Tried {
+    fn may_announce(&self, name: &AgentName) -> bool {
+        self.concerns(name) && !self.announced.contains(name)
+    }
+
+    fn may_withdraw(&self, old: &str, name: &AgentName) -> bool {
+        self.concerns(name) && !self.retired.contains(&(old.to_owned(), name.clone()))
+    }
+
+    fn concerns(&self, name: &AgentName) -> bool {
+        self.only.as_ref().is_none_or(|only| only.contains(name))
+    }
 }
 
 /// One step. Each can be repeated.
@@ -161,7 +177,7 @@ fn announce(view: &View, tried: &Tried) -> Option<Step> {
     }
     let agents: Vec<AgentName> = lacking
         .into_iter()
-        .filter(|a| a.can_follow && !tried.announced.contains(&a.name))
+        .filter(|a| a.can_follow && tried.may_announce(&a.name))
         .map(|a| a.name.clone())
         .collect();
     (!agents.is_empty()).then_some(Step::Announce { serial, agents })
@@ -215,11 +231,7 @@ fn withdraw(view: &View, tried: &Tried) -> Option<Step> {
             .agents
             .iter()
             .filter(|a| a.is_current(&present) && retiring.pending.contains(&a.name))
-            .filter(|a| {
-                !tried
-                    .retired
-                    .contains(&(retiring.serial.clone(), a.name.clone()))
-            })
+            .filter(|a| tried.may_withdraw(&retiring.serial, &a.name))
             .map(|a| a.name.clone())
             .collect();
         if !agents.is_empty() {

@@ -1,5 +1,6 @@
 //! Carrying out steps: files, registry, messages.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -141,8 +142,23 @@ impl<N: Network> Rotation<'_, N> {
     /// # Errors
     /// A file cannot be read or written, or nothing can be signed. What was done stays done; the next pass goes on.
     pub async fn advance(&self, begin: bool) -> Result<Report, RotationError> {
+        self.advance_for(begin, None).await
+    }
+
+    /// The same, calling only these agents.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub async fn advance_for(
+        &self,
+        begin: bool,
+        only: Option<HashSet<AgentName>>,
+    ) -> Result<Report, RotationError> {
         let mut report = Report::default();
-        let mut tried = Tried::default();
+        let mut tried = Tried {
+            only,
+            ..Tried::default()
+        };
         let mut wanted = begin;
         for _ in 0..MAX_STEPS {
             let view = self.view(wanted)?;

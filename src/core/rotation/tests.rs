@@ -322,7 +322,7 @@ fn a_rotation_reaches_everybody_and_the_old_pair_goes_when_nobody_needs_it() {
     );
     assert_eq!(
         PairStore::of(&world.memory.config).list().unwrap(),
-        [old.clone()]
+        std::slice::from_ref(&old)
     );
 
     world.at(31);
