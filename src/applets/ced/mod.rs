@@ -1,8 +1,10 @@
 //! `ced`, the dispatcher CLI: a table of verbs (spec/dispatcher.md 1, 10).
 
 mod agents;
+mod certificates;
 mod common;
 mod dispatch;
+mod maintain;
 pub mod pairing;
 mod ping;
 mod run;
@@ -61,6 +63,7 @@ const OPTIONS: &[cli::Opt] = &[
     cli::value("timeout"),
     cli::flag("replace"),
     cli::value("code"),
+    cli::flag("daemon"),
 ];
 
 static VERBS: &[Verb] = &[
@@ -102,6 +105,24 @@ static VERBS: &[Verb] = &[
         summary: "forget a paired host",
         options: &["config"],
         entry: agents::unpair,
+    },
+    Verb {
+        name: "maintain",
+        summary: "ping, renew, rotate, catch up: what the timer does",
+        options: &["config", "json", "daemon"],
+        entry: maintain::main,
+    },
+    Verb {
+        name: "rotate-cert",
+        summary: "replace this dispatcher's certificate, tell every agent",
+        options: &["config", "json"],
+        entry: certificates::rotate,
+    },
+    Verb {
+        name: "serial-status",
+        summary: "show how far each agent has followed a rotation",
+        options: &["config", "json"],
+        entry: certificates::status,
     },
     Verb {
         name: "setup-ca",
