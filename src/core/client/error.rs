@@ -42,6 +42,16 @@ pub enum ExchangeError {
     TooLarge,
     #[error("answer of the agent is larger than {0} bytes")]
     ReplyTooLarge(usize),
+    /// 404, with the agent's words, or none.
+    #[error("{}", worded("404 Not Found", .words))]
+    NotFound {
+        words: String,
+        /// The agent answered about a run, and knows none of that name; otherwise it knows no such path.
+        no_run: bool,
+    },
+    /// 409, with the agent's words, or none.
+    #[error("{}", worded("409 Conflict", .0))]
+    Busy(String),
     /// Another status that is not 2xx.
     #[error("{0}")]
     Status(String),
@@ -60,6 +70,14 @@ impl ExchangeError {
             Self::Tls { failure, .. } => matches!(failure, TlsFailure::RefusedByPeer(_)),
             _ => false,
         }
+    }
+}
+
+fn worded(line: &str, words: &str) -> String {
+    if words.is_empty() {
+        line.to_owned()
+    } else {
+        format!("{line}: {words}")
     }
 }
 

@@ -351,6 +351,13 @@ fn judge(status: StatusCode, bytes: &[u8]) -> Result<Map<String, Value>, Exchang
     };
     Err(match status.as_u16() {
         403 => ExchangeError::Forbidden(words.map_or_else(line, str::to_owned)),
+        404 => ExchangeError::NotFound {
+            words: words.unwrap_or_default().to_owned(),
+            no_run: parsed
+                .as_ref()
+                .is_some_and(|b| b.get("status").and_then(Value::as_str) == Some("unknown")),
+        },
+        409 => ExchangeError::Busy(words.unwrap_or_default().to_owned()),
         413 => ExchangeError::TooLarge,
         _ => ExchangeError::Status(words.map_or_else(line, |w| format!("{}: {w}", line()))),
     })
@@ -396,8 +403,28 @@ mod tests {
             ExchangeError::TooLarge
         );
         assert_eq!(
-            judge(StatusCode::NOT_FOUND, b"{\"error\":\"not found\"}").unwrap_err(),
-            ExchangeError::Status("404 Not Found: not found".into())
+            judge(StatusCode::NOT_FOUND, b"{\"error\":\"not found\"}")
+                .unwrap_err()
+                .to_string(),
+            "404 Not Found: not found"
+        );
+        assert_eq!(
+            judge(StatusCode::NOT_FOUND, b"{\"status\":\"unknown\"}").unwrap_err(),
+            ExchangeError::NotFound {
+                words: String::new(),
+                no_run: true
+            }
+        );
+        let busy = judge(
+            StatusCode::CONFLICT,
+            b"{\"error\":\"script already running\"}",
+        )
+        .unwrap_err();
+        assert_eq!(busy, ExchangeError::Busy("script already running".into()));
+        assert_eq!(
+            busy.to_string(),
+            "409 Conflict: script already running",
+            "as other statuses read"
         );
     }
 }
