@@ -7,6 +7,7 @@ mod dispatch;
 mod maintain;
 pub mod pairing;
 mod ping;
+mod revocation;
 mod run;
 mod setup;
 
@@ -64,6 +65,11 @@ const OPTIONS: &[cli::Opt] = &[
     cli::flag("replace"),
     cli::value("code"),
     cli::flag("daemon"),
+    cli::value("reason"),
+    cli::flag("no-push"),
+    cli::flag("force"),
+    cli::flag("revoke"),
+    cli::flag("keep-certificate"),
 ];
 
 static VERBS: &[Verb] = &[
@@ -103,7 +109,7 @@ static VERBS: &[Verb] = &[
     Verb {
         name: "unpair",
         summary: "forget a paired host",
-        options: &["config"],
+        options: &["config", "revoke", "keep-certificate"],
         entry: agents::unpair,
     },
     Verb {
@@ -123,6 +129,18 @@ static VERBS: &[Verb] = &[
         summary: "show how far each agent has followed a rotation",
         options: &["config", "json"],
         entry: certificates::status,
+    },
+    Verb {
+        name: "revoke",
+        summary: "shut a certificate out, here and on every agent",
+        options: &["config", "json", "reason", "no-push", "force"],
+        entry: revocation::revoke,
+    },
+    Verb {
+        name: "list-revoked",
+        summary: "show what is revoked, and who has not confirmed it",
+        options: &["config", "json"],
+        entry: revocation::list,
     },
     Verb {
         name: "setup-ca",

@@ -5,9 +5,11 @@
 //! then leaves it to the first.
 
 mod contact;
+mod revoke;
 mod schedule;
 
 pub use contact::{Contact, Seen, log_ping, ping_all};
+pub use revoke::Told;
 pub use schedule::Schedule;
 
 use std::collections::HashSet;
@@ -39,6 +41,8 @@ pub struct Summary {
     pub staged: usize,
     pub renewal_failed: Vec<(AgentName, String)>,
     pub rotation: Report,
+    /// Agents that were told what is revoked.
+    pub revoked: Vec<(AgentName, Told)>,
     /// Phases that failed, with the reason.
     pub failed: Vec<(&'static str, String)>,
 }
@@ -69,6 +73,7 @@ impl<N: Network> Maintenance<'_, N> {
         self.contact_everybody(&mut summary).await;
         let begin = rotate && self.is_rotation_due(&mut summary);
         self.rotate(begin, None, &mut summary).await;
+        self.revoke_everywhere(None, &mut summary).await;
         Action::new("maintain")
             .field("AGENTS", summary.agents)
             .field("PINGED", summary.pinged)
@@ -85,6 +90,7 @@ impl<N: Network> Maintenance<'_, N> {
         };
         self.care(seen, &mut summary).await;
         let only: HashSet<AgentName> = seen.iter().map(|s| s.target.name.clone()).collect();
+        self.revoke_everywhere(Some(&only), &mut summary).await;
         self.rotate(false, Some(only), &mut summary).await;
         summary
     }
