@@ -10,8 +10,10 @@ use crate::core::client::exchange::Client;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::hostname;
+use crate::core::logging::Action;
 use crate::core::pki::Certificate;
 use crate::core::registry::{self, Registry, Target};
+use crate::core::runs::{RunError, Store};
 use crate::core::secure_open::{self, Trust};
 use crate::core::tls::{self, Identity};
 use crate::core::types::{ReqId, Secret};
@@ -77,6 +79,20 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, AppError> {
     // A look-up that hangs in the resolver has met its deadline already and must not hold up the end.
     runtime.shutdown_background();
     Ok(output)
+}
+
+/// The records of runs.
+pub(crate) fn run_store(config: &DispatcherConfig) -> Store {
+    Store::new(&config.runs_dir, config.run_retention)
+}
+
+/// A record that cannot be written: the run goes on all the same.
+pub(crate) fn warn_not_recorded(error: &RunError, reqid: &ReqId) {
+    Action::new("run-store-fail")
+        .field("ERROR", error)
+        .field("REQID", reqid)
+        .warning();
+    complain!("Warning: what is known of request {reqid} could not be recorded: {error}");
 }
 
 pub(crate) fn new_reqid() -> Result<ReqId, AppError> {

@@ -85,10 +85,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         context,
         &config,
         targets,
-        &Job {
-            path: "/ping",
-            body,
-        },
+        &Job::post("/ping", body),
         |result| {
             log(result, reqid.as_str());
             if !args.json {
