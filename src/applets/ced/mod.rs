@@ -1,15 +1,22 @@
 //! `ced`, the dispatcher CLI: a table of verbs (spec/dispatcher.md 1, 10).
 
 mod agents;
+mod cancel;
 mod certificates;
 mod common;
 mod dispatch;
+mod follow;
+mod jobs;
+mod list_locks;
 mod maintain;
 pub mod pairing;
 mod ping;
 mod revocation;
 mod run;
 mod setup;
+mod show;
+mod status;
+mod submit;
 
 use crate::applets::{AppError, Context, Exit, VERSION, cli};
 use crate::core::logging;
@@ -52,6 +59,7 @@ const OPTIONS: &[cli::Opt] = &[
     cli::value("username"),
     cli::value("token"),
     cli::flag("check"),
+    cli::flag("async"),
     cli::value("tags"),
     cli::value("rename"),
     cli::value("ip"),
@@ -76,8 +84,38 @@ static VERBS: &[Verb] = &[
     Verb {
         name: "run",
         summary: "run an allowlisted script on paired hosts",
-        options: &["config", "json", "port", "username", "token"],
+        options: &["config", "json", "async", "port", "username", "token"],
         entry: run::main,
+    },
+    Verb {
+        name: "status",
+        summary: "show how a run is doing",
+        options: &["config", "json"],
+        entry: status::status,
+    },
+    Verb {
+        name: "wait",
+        summary: "wait until a run has ended on every host",
+        options: &["config", "json", "timeout"],
+        entry: status::wait,
+    },
+    Verb {
+        name: "cancel",
+        summary: "end an asynchronous run",
+        options: &["config", "json"],
+        entry: cancel::main,
+    },
+    Verb {
+        name: "jobs",
+        summary: "list the runs of the last day",
+        options: &["config", "json"],
+        entry: jobs::main,
+    },
+    Verb {
+        name: "list-locks",
+        summary: "list which scripts run on which hosts",
+        options: &["config", "json"],
+        entry: list_locks::main,
     },
     Verb {
         name: "ping",

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::applets::ced::{Call, common};
 use crate::applets::{AppError, Context, Exit};
-use crate::core::client::fleet::{Live, Network as _};
+use crate::core::client::fleet::Network as _;
 use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
 use crate::core::keyring::{self, PairStore, names_serial};
@@ -129,10 +129,7 @@ fn of_agent(
             agent: Some(name),
         });
     }
-    let network = Live {
-        config: config.clone(),
-        clock: common::clock(context, config),
-    };
+    let (_, network) = common::network(context, config);
     let contacts = common::block_on(ping_all(&network, config, vec![Target::of(record)]))?
         .map_err(|e| AppError::failed(e.to_string()))?;
     let reply = contacts.into_iter().next();
@@ -218,11 +215,7 @@ pub(super) fn push(
             "It is revoked on this host, but no agent was told: {e}\n'ced maintain' tells them later."
         ))
     };
-    let clock = common::clock(context, config);
-    let network = Live {
-        config: config.clone(),
-        clock: clock.clone(),
-    };
+    let (clock, network) = common::network(context, config);
     let revoked = Revocations::load(&config.revoked_file).map_err(|e| failed(&e))?;
     let fleet = network.open().map_err(|e| failed(&e))?;
     let maintenance = Maintenance {

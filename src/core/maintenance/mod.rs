@@ -19,10 +19,12 @@ use crate::core::client::fleet::Network;
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
 use crate::core::durable::DurableError;
+use crate::core::keyring::names_serial;
 use crate::core::logging::Action;
-use crate::core::registry::{Registry, Target};
-use crate::core::rotation::{Issuer, Report, Rotation, RotationError};
-use crate::core::types::AgentName;
+use crate::core::registry::{AgentRecord, Registry, SerialStatus, Target};
+use crate::core::revocation::Revocations;
+use crate::core::rotation::{Issuer, Report, Rotation, RotationError, State};
+use crate::core::types::{AgentName, Serial};
 
 /// How long a pass waits for another one to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -90,6 +92,36 @@ impl<N: Network> Maintenance<'_, N> {
         };
         self.care(seen, &mut summary).await;
         let only: HashSet<AgentName> = seen.iter().map(|s| s.target.name.clone()).collect();
+        self.revoke_everywhere(Some(&only), &mut summary).await;
+        self.rotate(false, Some(only), &mut summary).await;
+        summary
+    }
+
+    /// After any other contact: tells those that have just answered what they have missed. Costs nothing where nobody has missed anything.
+    pub async fn after_contact(&self, answered: impl IntoIterator<Item = &AgentRecord>) -> Summary {
+        let mut summary = Summary::default();
+        let revoked = Revocations::load(&self.config.revoked_file).map_or(0, |r| r.count());
+        let state = State::load(&self.config.rotation.file).ok().flatten();
+        let wanted = state.as_ref().and_then(State::wanted);
+        let wanted = wanted.and_then(|text| Serial::parse_hex(text).ok());
+        let late = |record: &&AgentRecord| {
+            record.revocations < revoked
+                || wanted.as_ref().is_some_and(|serial| {
+                    record.serial_status != SerialStatus::Current
+                        || !names_serial(&record.dispatcher_serial, serial)
+                })
+        };
+        let only: HashSet<AgentName> = answered
+            .into_iter()
+            .filter(late)
+            .map(|record| record.name.clone())
+            .collect();
+        if only.is_empty() {
+            return summary;
+        }
+        let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO) else {
+            return summary;
+        };
         self.revoke_everywhere(Some(&only), &mut summary).await;
         self.rotate(false, Some(only), &mut summary).await;
         summary
