@@ -12,6 +12,7 @@ mod maintain;
 pub mod pairing;
 mod ping;
 mod revocation;
+mod rotate_ca;
 mod run;
 mod setup;
 mod show;
@@ -75,6 +76,7 @@ const OPTIONS: &[cli::Opt] = &[
     cli::flag("daemon"),
     cli::value("reason"),
     cli::flag("no-push"),
+    cli::value("without"),
     cli::flag("force"),
     cli::flag("revoke"),
     cli::flag("keep-certificate"),
@@ -167,6 +169,12 @@ static VERBS: &[Verb] = &[
         summary: "show how far each agent has followed a rotation",
         options: &["config", "json"],
         entry: certificates::status,
+    },
+    Verb {
+        name: "rotate-ca",
+        summary: "replace the CA without pairing anybody again",
+        options: &["config", "json", "key-type", "without"],
+        entry: rotate_ca::main,
     },
     Verb {
         name: "revoke",

@@ -15,6 +15,7 @@ pub use schedule::Schedule;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::core::ca_change::{Change, Outcome};
 use crate::core::client::fleet::Network;
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
@@ -43,6 +44,8 @@ pub struct Summary {
     pub staged: usize,
     pub renewal_failed: Vec<(AgentName, String)>,
     pub rotation: Report,
+    /// What a change of the CA has come to.
+    pub ca: Outcome,
     /// Agents that were told what is revoked.
     pub revoked: Vec<(AgentName, Told)>,
     /// Phases that failed, with the reason.
@@ -90,7 +93,8 @@ impl<N: Network> Maintenance<'_, N> {
         let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO) else {
             return summary;
         };
-        self.care(seen, &mut summary).await;
+        self.learn(seen, &mut summary);
+        self.renew(seen, &mut summary).await;
         let only: HashSet<AgentName> = seen.iter().map(|s| s.target.name.clone()).collect();
         self.revoke_everywhere(Some(&only), &mut summary).await;
         self.rotate(false, Some(only), &mut summary).await;
@@ -143,9 +147,24 @@ impl<N: Network> Maintenance<'_, N> {
                 summary.pinged = contacts.len();
                 let seen: Vec<Seen> = contacts.into_iter().filter_map(Contact::seen).collect();
                 summary.answered = seen.len();
-                self.care(&seen, summary).await;
+                self.learn(&seen, summary);
+                self.change_ca(summary).await;
+                self.renew(&seen, summary).await;
             }
             Err(error) => failed(summary, "ping", &error),
+        }
+    }
+
+    /// Before the renewals: who has just heard of a new CA gets a certificate of it in the same pass.
+    async fn change_ca(&self, summary: &mut Summary) {
+        let change = Change {
+            config: self.config,
+            clock: self.clock,
+            network: self.network,
+        };
+        match change.advance().await {
+            Ok(outcome) => summary.ca = outcome,
+            Err(error) => failed(summary, "ca", &error),
         }
     }
 
