@@ -137,12 +137,19 @@ fn pairing_client_of_versions(
 /// # Errors
 /// The peer has shown no certificate (or the handshake is not finished), or it cannot be read.
 pub fn peer_identity(connection: &CommonState) -> Result<PeerIdentity, TlsError> {
+    peer_certificate(connection).map(|certificate| PeerIdentity::from_certificate(&certificate))
+}
+
+/// The certificate of the peer of a finished handshake.
+///
+/// # Errors
+/// As [`peer_identity`].
+pub fn peer_certificate(connection: &CommonState) -> Result<Certificate, TlsError> {
     let leaf = connection
         .peer_certificates()
         .and_then(<[_]>::first)
         .ok_or(TlsError::NoPeerCertificate)?;
-    let certificate = Certificate::from_der(leaf).map_err(TlsError::PeerCertificate)?;
-    Ok(PeerIdentity::from_certificate(&certificate))
+    Certificate::from_der(leaf).map_err(TlsError::PeerCertificate)
 }
 
 /// A resolver, because rustls would parse our own certificate otherwise and refuse v1.
