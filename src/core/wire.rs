@@ -89,6 +89,12 @@ pub struct PingReply {
     pub expiry: String,
     pub staged: bool,
     pub reqid: String,
+    /// Serials in the list that dispatchers push (ours).
+    pub revocations: usize,
+    /// SHA-256 fingerprints of the CAs in force, hex (ours).
+    pub cas: Vec<String>,
+    /// The agent's time, seconds since 1970 (ours).
+    pub time: i64,
 }
 
 /// Reply of `GET /capabilities` (spec/agent.md 9.4).
