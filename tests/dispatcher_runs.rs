@@ -704,6 +704,37 @@ fn a_dispatcher_that_dies_while_it_submits_leaves_a_trace() {
 }
 
 #[test]
+fn a_silent_host_does_not_hold_who_waits() {
+    let stage = Stage::new();
+    let reqid = stage.submit(&["web1.test", "true"]);
+    stage.ced(&["wait", &reqid]).ok();
+    // Nobody accepts: the connection stands, and the handshake would be waited for 10 s.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let path = "var/lib/ctrl-exec/agents/web2.test.json";
+    let mut agent = stage.fleet.dispatcher.json(path);
+    agent["port"] = json!(silent.local_addr().unwrap().port());
+    register(&stage.fleet.dispatcher, &agent);
+    let mut record = stage.record(&reqid);
+    record["hosts"]["web1.test"] = json!({"status": "running"});
+    record["hosts"]["web2.test"] = json!({"status": "accepted"});
+    let file = format!("{RUNS}/{reqid}.json");
+    stage
+        .fleet
+        .dispatcher
+        .write(&file, record.to_string(), 0o640);
+    let run = stage
+        .ced(&["wait", &reqid, "--timeout", "2"])
+        .expect_code(2);
+    assert!(
+        (Duration::from_secs(2)..Duration::from_secs(8)).contains(&run.took),
+        "{:?}",
+        run.took
+    );
+    // Who has answered is not forgotten for the sake of who has not.
+    run.out_has("==> web1.test  [done  exit:0]\n==> web2.test  [accepted]\n");
+}
+
+#[test]
 fn an_agent_of_the_original_cannot_cancel_and_is_not_worn_out() {
     // Certificates and map of a legacy fleet, the stand-in instead of our agent.
     let fleet = Legacy::new(&["old01.test"]);
