@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::core::client::fleet::{self, Fleet};
 use crate::core::clock::Clock;
+use crate::core::durable::crash;
 use crate::core::logging::Action;
 use crate::core::pki::ca::CaError;
 use crate::core::pki::csr::CsrError;
@@ -101,8 +102,9 @@ pub async fn renew<F: Fleet>(
     let id = shown.role_id.clone();
     let ca = authority.certificate().to_pem();
     // Waits for the lock on `ca.serial`.
+    let power = crash::Line::here();
     let signed = tokio::task::spawn_blocking(move || {
-        authority.issue_agent_with_id(&request, &name, id.as_deref(), days)
+        power.feed(|| authority.issue_agent_with_id(&request, &name, id.as_deref(), days))
     });
     let certificate = signed.await.map_err(|_| RenewalError::Lost)??;
     let body = json!({ "cert": certificate.to_pem(), "ca": ca, "reqid": reqid.as_str() });
