@@ -74,6 +74,10 @@ pub enum ApproveError {
     Csr { name: String, source: CsrError },
     #[error("'{name}' asks for a certificate for '{}': refused", .asked.escape_debug())]
     OtherName { name: String, asked: String },
+    #[error(
+        "the dispatcher's certificate is not of the CA that signs here, so agents could not verify it: if the CA is being changed, run 'ced maintain', then approve; else replace the certificate (ced rotate-cert)"
+    )]
+    OtherCa,
     #[error("{0}\nTo replace it: approve with --replace")]
     Registered(RegistryError),
     #[error("cannot read the dispatcher's certificate: {0}")]
@@ -137,6 +141,11 @@ impl Desk {
             Err(RegistryError::Damaged { .. }) if choice.replace => None,
             other => other?,
         };
+        // Of this very request: an approval that was cut off before anybody could see it.
+        let (half, previous) = match previous {
+            Some(old) if old.reqid == id.to_string() => (true, None),
+            other => (false, other),
+        };
         if let Some(old) = previous.as_ref().filter(|_| !choice.replace) {
             return Err(ApproveError::Registered(RegistryError::Exists {
                 name: record.hostname.clone(),
@@ -147,6 +156,9 @@ impl Desk {
         }
 
         let authority = Authority::load(&self.config.ca_dir, self.clock.clone())?;
+        if served.verify_signed_by(authority.certificate()).is_err() {
+            return Err(ApproveError::OtherCa);
+        }
         let certificate =
             authority.issue_agent(&request, &record.hostname, self.config.cert_days)?;
         let approval = Approval {
@@ -160,7 +172,7 @@ impl Desk {
         let verdict = claim.prepare_approval(&message::to_json(&approval))?;
         let agent = self.agent_record(&record, choice, &certificate, &served.serial);
         registry
-            .register(agent.clone(), choice.replace)
+            .register(agent.clone(), choice.replace || half)
             .map_err(|e| match e {
                 RegistryError::Exists { .. } => ApproveError::Registered(e),
                 other => other.into(),
