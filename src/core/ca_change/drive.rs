@@ -162,6 +162,7 @@ impl<N: Network> Change<'_, N> {
             endorsement: endorsement.to_pem(),
             since: self.clock.iso_now(),
             given_up: without.to_vec(),
+            pending: Vec::new(),
         };
         state.save(&State::path(self.config))?;
         self.log("started", &state);
@@ -224,7 +225,7 @@ impl<N: Network> Change<'_, N> {
             }
             Phase::Announcing | Phase::Changed => return Ok(outcome),
         };
-        let left = self.tell_to_drop(&doomed, &state, &mut outcome).await?;
+        let left = self.tell_to_drop(&doomed, &mut state, &mut outcome).await?;
         if left == 0 {
             self.clean_up(&state)?;
             outcome.over = true;
@@ -238,12 +239,9 @@ impl<N: Network> Change<'_, N> {
     /// Somebody has not followed, or the new CA does not sign yet.
     pub async fn finish(&self, without: &[AgentName]) -> Result<Outcome, ChangeError> {
         let mut state = State::load(self.config)?.ok_or(ChangeError::NotBegun)?;
-        let given_up = state.given_up.len();
-        state.given_up.extend(without.iter().cloned());
-        state.given_up.sort();
-        state.given_up.dedup();
+        let news = state.give_up(without);
         match state.phase {
-            Phase::Withdrawing if state.given_up.len() == given_up => {}
+            Phase::Withdrawing if !news => {}
             Phase::Withdrawing => state.save(&State::path(self.config))?,
             Phase::Changed => {
                 let lagging = self.lagging(&state)?;
@@ -267,16 +265,22 @@ impl<N: Network> Change<'_, N> {
         self.advance().await
     }
 
-    /// Takes the change back, as long as the new CA has signed nothing that is in use.
+    /// Takes the change back, as long as the new CA has signed nothing that is in use. Agents in `without` are not waited for.
     ///
     /// # Errors
     /// It is too late, or none goes on.
-    pub async fn abort(&self) -> Result<Outcome, ChangeError> {
+    pub async fn abort(&self, without: &[AgentName]) -> Result<Outcome, ChangeError> {
         let mut state = State::load(self.config)?.ok_or(ChangeError::NotBegun)?;
+        let news = state.give_up(without);
         match state.phase {
-            Phase::Aborting => {}
+            Phase::Aborting if !news => {}
+            Phase::Aborting => state.save(&State::path(self.config))?,
             Phase::Announcing if !self.is_in_use(&state.new)? => {
                 state.phase = Phase::Aborting;
+                // Whoever was told and could not say so is not known to trust it: all are asked who can have understood.
+                let able = |a: &AgentRecord| !a.trusted_cas.is_empty();
+                let agents = self.registry().list()?.agents.into_iter();
+                state.pending = agents.filter(able).map(|a| a.name).collect();
                 state.save(&State::path(self.config))?;
                 self.log("aborting", &state);
             }
@@ -365,22 +369,30 @@ impl<N: Network> Change<'_, N> {
         self.tell(lacking, &body, outcome).await
     }
 
-    /// How many of those that are waited for still trust it.
+    /// How many of those that are waited for may still trust it.
     async fn tell_to_drop(
         &self,
         doomed: &str,
-        state: &State,
+        state: &mut State,
         outcome: &mut Outcome,
     ) -> Result<usize, ChangeError> {
-        let given_up = |name: &AgentName| state.given_up.contains(name);
+        let given_up = state.given_up.clone();
         let holds = |a: &AgentRecord| {
-            let able = a.trusted_cas.len() > 1 || !given_up(&a.name);
-            able && a.trusted_cas.iter().any(|ca| ca == doomed)
+            let able = a.trusted_cas.len() > 1 || !given_up.contains(&a.name);
+            state.pending.contains(&a.name) || able && a.trusted_cas.iter().any(|ca| ca == doomed)
         };
         let body = json!({ "action": "remove", "fingerprint": doomed });
         self.tell(holds, &body, outcome).await?;
+        let confirmed = |name: &AgentName| outcome.told.iter().any(|(a, r)| a == name && r.is_ok());
+        let before = state.pending.len();
+        state.pending.retain(|name| !confirmed(name));
+        if state.pending.len() < before {
+            state.save(&State::path(self.config))?;
+        }
         let told = outcome.told.iter();
-        Ok(told.filter(|(a, r)| r.is_err() && !given_up(a)).count())
+        Ok(told
+            .filter(|(a, r)| r.is_err() && !given_up.contains(a))
+            .count())
     }
 
     /// Posts to those that `concerned` picks, and writes down which CAs each says it trusts now.

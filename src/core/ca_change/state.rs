@@ -47,6 +47,20 @@ pub struct State {
     /// Agents that are not waited for any more: they have to be paired again.
     #[serde(default)]
     pub given_up: Vec<AgentName>,
+    /// While the change is taken back: agents that may have heard of the new CA and have not confirmed that they do not trust it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<AgentName>,
+}
+
+impl State {
+    /// These are not waited for any more. Returns whether that is news.
+    pub(super) fn give_up(&mut self, agents: &[AgentName]) -> bool {
+        let before = self.given_up.len();
+        self.given_up.extend(agents.iter().cloned());
+        self.given_up.sort();
+        self.given_up.dedup();
+        self.given_up.len() > before
+    }
 }
 
 /// Why the state cannot be used. The change stands still then; nothing is undone.
