@@ -13,10 +13,11 @@ pub use revoke::Told;
 pub use schedule::Schedule;
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::core::ca_change::{Change, Outcome};
 use crate::core::client::fleet::Network;
+use crate::core::client::open;
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
 use crate::core::durable::DurableError;
@@ -25,8 +26,11 @@ use crate::core::logging::Action;
 use crate::core::registry::{AgentRecord, Registry, SerialStatus, Target};
 use crate::core::revocation::Revocations;
 use crate::core::rotation::{Issuer, Report, Rotation, RotationError, State};
+use crate::core::runs::Store;
 use crate::core::types::{AgentName, Serial};
 
+/// From when on a CA that ends is told of: agents' certificates may last longer than that.
+const CA_WARNING_DAYS: i64 = 400;
 /// How long a pass waits for another one to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,8 @@ pub struct Summary {
     pub ca: Outcome,
     /// Agents that were told what is revoked.
     pub revoked: Vec<(AgentName, Told)>,
+    /// Old records of runs that were removed.
+    pub purged: usize,
     /// Phases that failed, with the reason.
     pub failed: Vec<(&'static str, String)>,
 }
@@ -79,6 +85,8 @@ impl<N: Network> Maintenance<'_, N> {
         let begin = rotate && self.is_rotation_due(&mut summary);
         self.rotate(begin, None, &mut summary).await;
         self.revoke_everywhere(None, &mut summary).await;
+        self.look_at_cas(&mut summary);
+        summary.purged = self.purge();
         Action::new("maintain")
             .field("AGENTS", summary.agents)
             .field("PINGED", summary.pinged)
@@ -166,6 +174,28 @@ impl<N: Network> Maintenance<'_, N> {
             Ok(outcome) => summary.ca = outcome,
             Err(error) => failed(summary, "ca", &error),
         }
+    }
+
+    /// A CA that ends takes the whole fleet with it, and nobody looks at a date ten years away.
+    fn look_at_cas(&self, summary: &mut Summary) {
+        let now = self.clock.now();
+        for ca in open::load_cas(self.config).unwrap_or_default() {
+            let left = (ca.not_after - now) / 86_400;
+            if left < CA_WARNING_DAYS {
+                let text = format!(
+                    "the CA certificate {} ends at {} ({left} days left): replace it with 'ced rotate-ca start'",
+                    ca.fingerprint(),
+                    ca.expiry_text()
+                );
+                failed(summary, "ca", &text);
+            }
+        }
+    }
+
+    /// Old records of runs. Ages of files are told by the clock of the kernel, whatever ours says.
+    fn purge(&self) -> usize {
+        let store = Store::new(self.config.runs_dir.clone(), self.config.run_retention);
+        store.purge(SystemTime::now())
     }
 
     fn rotation(&self) -> Rotation<'_, N> {
