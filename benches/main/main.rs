@@ -1,7 +1,7 @@
 //! `make bench`: what our programs cost, each as a ratio to a reference measured in the same run on the same machine.
 //!
 //! Timings are reported, never asserted: a loaded machine is no bug. Memory and size do not depend on load; breaking their bounds ends
-//! the bench with an error.
+//! the bench with an error. `cargo bench --bench main -- scale` is the part about the number of records alone.
 
 // A bench prints; it is its own program and not part of the product.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
@@ -12,6 +12,7 @@ mod executor;
 mod load;
 mod memory;
 mod reference;
+mod scale;
 mod ssh;
 
 use std::path::Path;
@@ -37,6 +38,10 @@ fn main() -> ExitCode {
     }
     let mut report = Report::default();
     println!("binary: {}", binary().display());
+    if words.iter().any(|w| w == "scale") {
+        scale::state_files(&mut report);
+        return report.finish();
+    }
     size(&mut report);
 
     let fleet = Paired::new(&["web01.test"]);
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
     rates(&mut report, &fleet, &agent, &reference);
     fan_out(&mut report, &fleet, &agent);
     executor::all(&mut report);
+    scale::state_files(&mut report);
     report.finish()
 }
 

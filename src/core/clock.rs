@@ -182,6 +182,12 @@ pub fn iso(unix: i64) -> String {
     )
 }
 
+/// `Sun, 06 Nov 1994 08:49:37 GMT`, as HTTP has it (RFC 9110 5.6.7).
+pub fn http_date(unix: i64) -> String {
+    let seconds = u64::try_from(unix.clamp(0, 253_402_300_799)).unwrap_or(0);
+    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
 /// Reads exactly the form that [`iso`] writes; anything else is `None`.
 pub fn parse_iso(text: &str) -> Option<i64> {
     const FORM: &[u8] = b"0000-00-00T00:00:00Z";

@@ -273,6 +273,28 @@ pub fn create_dir(path: &Path, mode: u32) -> Result<(), DurableError> {
     }
 }
 
+/// Creates a directory that everybody of its group shares (2770). One that root makes now gets the group of its parent: the API's user works
+/// in it too.
+///
+/// # Errors
+/// It cannot be created, or not be given to the group.
+pub fn create_shared_dir(path: &Path) -> Result<(), DurableError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    create_dir(path, 0o2770)?;
+    match path.parent().and_then(|parent| parent.metadata().ok()) {
+        Some(parent) if rustix::process::geteuid().is_root() => give_dir(
+            path,
+            Owner {
+                uid: None,
+                gid: Some(parent.gid()),
+            },
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Gives a directory to somebody, unless there is a link in its place.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! What the programs share. Knows no applet, prints nothing (but for the log), never exits.
 
 pub mod authhook;
+pub mod ca_change;
 pub mod client;
 pub mod clock;
 pub mod config;
@@ -8,14 +9,21 @@ pub mod durable;
 pub mod exec;
 pub mod hostname;
 pub mod jobs;
+pub mod keyring;
 pub mod listen;
+pub mod locks;
 pub mod logging;
+pub mod maintenance;
 pub mod pairing;
 pub mod paths;
 pub mod pki;
 pub mod profile;
 pub mod ratelimit;
 pub mod registry;
+pub mod renewal;
+pub mod revocation;
+pub mod rotation;
+pub mod runs;
 pub mod sandbox;
 pub mod secure_open;
 pub mod sys;

@@ -104,6 +104,16 @@ impl Paths {
         self.dispatcher_state().join("pairing")
     }
 
+    /// Held locks vanish with their processes, so a reboot may take their files too: no other place on any platform.
+    pub fn locks_dir(&self) -> PathBuf {
+        self.resolve("/var/lib/ctrl-exec/locks")
+    }
+
+    /// Records of a day: they are not worth wearing out the flash memory of a host whose `/var` is a RAM disk.
+    pub fn runs_dir(&self) -> PathBuf {
+        self.resolve("/var/lib/ctrl-exec/runs")
+    }
+
     pub fn pairing_pid_file(&self) -> PathBuf {
         self.dispatcher_state().join("pairing-mode.pid")
     }
@@ -182,5 +192,7 @@ mod tests {
             paths.registry_dir(),
             Path::new("/etc/ctrl-exec/state/agents")
         );
+        assert_eq!(paths.locks_dir(), Path::new("/var/lib/ctrl-exec/locks"));
+        assert_eq!(paths.runs_dir(), Path::new("/var/lib/ctrl-exec/runs"));
     }
 }

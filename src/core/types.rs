@@ -62,7 +62,7 @@ macro_rules! validated_name {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.pad(&self.0)
             }
         }
 
@@ -250,6 +250,18 @@ impl Serial {
         } else {
             hex(&self.0)
         }
+    }
+
+    /// As text that agents of every kind understand when they are told to trust it. An agent of the original reads its map through the lossy
+    /// function once more than it should (spec/pairing.md 4.1), which locks out all-digit serials; the form with colons survives the
+    /// first pass unchanged.
+    pub fn for_agents(&self) -> String {
+        let text = self.to_string();
+        if text.bytes().any(|b| b.is_ascii_alphabetic()) {
+            return text;
+        }
+        let pairs: Vec<String> = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("00:{}", pairs.join(":"))
     }
 
     /// The trust key that a Perl peer computes from this certificate: one pass of [`legacy_canonical`] over the two-digit form

@@ -27,6 +27,9 @@ pub struct RunRequest {
     pub reqid: String,
     pub username: String,
     pub token: Secret<String>,
+    /// Start it and answer at once. Absent otherwise: agents of early releases do not know it.
+    #[serde(rename = "async", skip_serializing_if = "std::ops::Not::not")]
+    pub asynchronous: bool,
 }
 
 /// `POST /ping`.

@@ -165,14 +165,25 @@ pub fn legacy_map(rows: &[(&str, &str)]) -> String {
 
 /// The twelve fields of a registry record as pairing of the original writes them.
 pub fn legacy_record(name: &str, port: u16, leaf: &Leaf, dispatcher_serial: &str) -> Value {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    legacy_record_at(name, address, &leaf.expiry(), dispatcher_serial)
+}
+
+/// The same for an agent at any address.
+pub fn legacy_record_at(
+    name: &str,
+    address: SocketAddr,
+    expiry: &str,
+    dispatcher_serial: &str,
+) -> Value {
     json!({
         "hostname": name,
-        "ip": "127.0.0.1",
+        "ip": address.ip().to_string(),
         "paired": "2026-01-02T03:04:05Z",
-        "expiry": leaf.expiry(),
+        "expiry": expiry,
         "reqid": "0123456789abcdef",
         "lookup_by": "ip",
-        "port": port,
+        "port": address.port(),
         "tags": {},
         "dispatcher_serial": dispatcher_serial,
         "serial_status": "current",

@@ -15,6 +15,7 @@ pub mod host;
 pub mod openssl;
 pub mod process;
 pub mod python;
+pub mod sim;
 pub mod syslog;
 pub mod tls;
 
@@ -27,6 +28,7 @@ pub use executor::Executor;
 pub use fleet::{Agent, Legacy, Paired};
 pub use host::Host;
 pub use process::{Daemon, Run};
+pub use sim::SimFleet;
 
 /// Longest that one program of ours may take before the test fails.
 pub const RUN_DEADLINE: Duration = Duration::from_secs(60);

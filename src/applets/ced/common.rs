@@ -7,13 +7,14 @@ use crate::applets::{AppError, Context};
 use crate::complain;
 use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext};
 use crate::core::client::exchange::Client;
+use crate::core::client::fleet::Live;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::hostname;
-use crate::core::pki::Certificate;
+use crate::core::logging::Action;
+use crate::core::maintenance::Maintenance;
 use crate::core::registry::{self, Registry, Target};
-use crate::core::secure_open::{self, Trust};
-use crate::core::tls::{self, Identity};
+use crate::core::runs::{RunError, Store};
 use crate::core::types::{ReqId, Secret};
 use crate::core::wire;
 
@@ -39,32 +40,41 @@ pub(crate) fn clock(context: &Context, config: &DispatcherConfig) -> Clock {
     Clock::with_floor_from(&context.time, &[&config.cert, &config.ca])
 }
 
-/// The TLS client that presents `cert`/`key` and trusts `ca`.
+/// The client of port 7443, with every identity that this dispatcher holds.
 pub(crate) fn client(context: &Context, config: &DispatcherConfig) -> Result<Client, AppError> {
-    let identity = Identity::load(&config.cert, &config.key).map_err(|e| {
-        AppError::failed(format!(
-            "{e}\nThe dispatcher's own certificate is made by: ced setup-ctrl-exec"
-        ))
-    })?;
-    let authorities = load_cas(&config.ca)?;
-    let tls = tls::client_config(&identity, &authorities, clock(context, config))
+    let (client, warnings) = Client::load(config, clock(context, config))
         .map_err(|e| AppError::failed(e.to_string()))?;
-    Ok(Client::new(
-        tls,
-        config.connect_timeout,
-        config.read_timeout,
-    ))
+    for warning in warnings {
+        complain!("Warning: {warning}");
+    }
+    Ok(client)
 }
 
-/// Largest CA file that is read; a handful of certificates.
-const MAX_PEM: u64 = 256 * 1024;
+/// The agents, as the long protocols reach them, and the clock that goes with it.
+pub(crate) fn network(context: &Context, config: &DispatcherConfig) -> (Clock, Live) {
+    let clock = clock(context, config);
+    let live = Live {
+        config: config.clone(),
+        clock: clock.clone(),
+    };
+    (clock, live)
+}
 
-/// The CA certificates that agents are verified against.
-fn load_cas(path: &Path) -> Result<Vec<Certificate>, AppError> {
-    let bytes = secure_open::read_trusted(path, MAX_PEM, Trust::Public)
-        .map_err(|e| AppError::failed(e.to_string()))?;
-    Certificate::all_from_pem(&bytes)
-        .map_err(|e| AppError::failed(format!("'{}': {e}", path.display())))
+/// Tells those of the targets that have answered what they have missed: a serial of ours, a revocation.
+pub(crate) fn catch_up<'a>(
+    context: &Context,
+    config: &DispatcherConfig,
+    answered: impl IntoIterator<Item = &'a Target>,
+) -> Result<(), AppError> {
+    let (clock, network) = network(context, config);
+    let maintenance = Maintenance {
+        config,
+        clock: &clock,
+        network: &network,
+    };
+    let records = answered.into_iter().map(|target| &target.record);
+    // What fails is in the log, and tried again at the next contact.
+    block_on(maintenance.after_contact(records)).map(drop)
 }
 
 /// Runs a future to its end on one thread.
@@ -77,6 +87,20 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, AppError> {
     // A look-up that hangs in the resolver has met its deadline already and must not hold up the end.
     runtime.shutdown_background();
     Ok(output)
+}
+
+/// The records of runs.
+pub(crate) fn run_store(config: &DispatcherConfig) -> Store {
+    Store::new(&config.runs_dir, config.run_retention)
+}
+
+/// A record that cannot be written: the run goes on all the same.
+pub(crate) fn warn_not_recorded(error: &RunError, reqid: &ReqId) {
+    Action::new("run-store-fail")
+        .field("ERROR", error)
+        .field("REQID", reqid)
+        .warning();
+    complain!("Warning: what is known of request {reqid} could not be recorded: {error}");
 }
 
 pub(crate) fn new_reqid() -> Result<ReqId, AppError> {

@@ -1,6 +1,7 @@
 //! `ced ping HOST...` (spec/dispatcher.md 10.5).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use argh::FromArgs;
 use serde_json::{Value, json};
@@ -11,10 +12,11 @@ use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
 use crate::applets::ced::run::denied;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
+use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
-use crate::core::logging::Action;
+use crate::core::maintenance::{Maintenance, Seen, log_ping};
 use crate::core::wire;
-use crate::say;
+use crate::{complain, say};
 
 /// Ask paired hosts whether they answer, which release they run and when their certificate ends.
 #[derive(FromArgs)]
@@ -85,17 +87,16 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         context,
         &config,
         targets,
-        &Job {
-            path: "/ping",
-            body,
-        },
+        &Job::post("/ping", body),
         |result| {
-            log(result, reqid.as_str());
+            log_ping(&result.target, &result.answer, &result.rtt, reqid.as_str());
             if !args.json {
                 print(result);
             }
         },
     )?;
+    let seen: Vec<Seen> = results.iter().filter_map(|r| seen(r)).collect();
+    common::block_on(after(context, &config, &seen))?;
     if args.json {
         let objects: Vec<Value> = results
             .iter()
@@ -129,16 +130,33 @@ fn alive(result: &HostResult) -> bool {
     text(result, "status") == "ok"
 }
 
-fn log(result: &HostResult, reqid: &str) {
-    let line = Action::new("ping")
-        .field("REQID", reqid)
-        .field("RTT", &result.rtt)
-        .field("TARGET", result.target.authority());
-    match &result.answer {
-        Ok(_) if alive(result) => line.field("RESULT", "ok").info(),
-        Ok(_) => line.field("ERROR", "the answer has no status ok").err(),
-        Err(error) => line.field("ERROR", error).err(),
+/// What the contact is good for besides: the registry learns, certificates that are due are renewed, late agents hear what they have missed.
+async fn after(context: &Context, config: &DispatcherConfig, seen: &[Seen]) {
+    if seen.is_empty() {
+        return;
     }
+    let (clock, network) = common::network(context, config);
+    let maintenance = Maintenance {
+        config,
+        clock: &clock,
+        network: &network,
+    };
+    let summary = maintenance.after_ping(seen).await;
+    for (agent, error) in &summary.renewal_failed {
+        complain!(
+            "Warning: the certificate of '{agent}' is due and was not renewed: {}",
+            printable(error)
+        );
+    }
+}
+
+fn seen(result: &HostResult) -> Option<Seen> {
+    let answer = result.answer.as_ref().ok().filter(|_| alive(result))?;
+    Some(Seen {
+        target: result.target.clone(),
+        shown: answer.peer.clone(),
+        body: Arc::new(answer.body.clone()),
+    })
 }
 
 fn print(result: &HostResult) {

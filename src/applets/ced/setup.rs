@@ -10,9 +10,9 @@ use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
 use crate::core::durable::{self, Owner};
+use crate::core::keyring;
 use crate::core::pki::{Authority, KeyType, PrivateKey, ca};
 use crate::core::registry::Registry;
-use crate::core::sys;
 use crate::{complain, say};
 
 /// Days that the dispatcher's own certificate lasts (spec/dispatcher.md 14.2).
@@ -102,7 +102,7 @@ pub(super) fn setup_dispatcher(context: &Context, call: &Call) -> Result<Exit, A
         .issue_dispatcher(key.public(), &config.dispatcher_id, DISPATCHER_DAYS)
         .map_err(|e| failed(&e))?;
 
-    let owner = service_owner(&config.service_user);
+    let owner = keyring::service_owner(&config);
     let new_key = durable::prepare(
         &config.key,
         key.to_pkcs8_pem().expose().as_bytes(),
@@ -172,18 +172,4 @@ fn confirmed(config: &DispatcherConfig) -> Result<bool, AppError> {
         .read_line(&mut answer)
         .map_err(|e| AppError::failed(format!("cannot read the answer: {e}")))?;
     Ok(matches!(answer.trim(), "y" | "Y"))
-}
-
-/// New keys belong to the service user, so that the API can use them; skipped where there is no such user or we are not root.
-fn service_owner(user: &str) -> Owner {
-    if !rustix::process::geteuid().is_root() {
-        return Owner::default();
-    }
-    match sys::users::find_user(user) {
-        Some((uid, gid)) => Owner {
-            uid: Some(uid),
-            gid: Some(gid),
-        },
-        None => Owner::default(),
-    }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::core::tls::TlsFailure;
+use crate::core::wire;
 
 /// Why an exchange gave no usable answer. Every variant ends with what the operator can do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -23,6 +24,9 @@ pub enum ExchangeError {
     /// The address answered with a certificate that is not the agent's (docs/security.md).
     #[error("{0}")]
     WrongPeer(String),
+    /// The certificate that answered is the agent's, but revoked.
+    #[error("{0}")]
+    Revoked(String),
     #[error("read timeout after {}s", .0.as_secs())]
     ReadTimeout(Duration),
     #[error(
@@ -38,11 +42,43 @@ pub enum ExchangeError {
     TooLarge,
     #[error("answer of the agent is larger than {0} bytes")]
     ReplyTooLarge(usize),
+    /// 404, with the agent's words, or none.
+    #[error("{}", worded("404 Not Found", .words))]
+    NotFound {
+        words: String,
+        /// The agent answered about a run, and knows none of that name; otherwise it knows no such path.
+        no_run: bool,
+    },
+    /// 409, with the agent's words, or none.
+    #[error("{}", worded("409 Conflict", .0))]
+    Busy(String),
     /// Another status that is not 2xx.
     #[error("{0}")]
     Status(String),
     #[error("invalid JSON response")]
     InvalidJson,
+}
+
+impl ExchangeError {
+    /// Whether the agent turned down who we are, before it looked at what we want: then another identity may be tried without doing
+    /// anything twice. The words are the original's (spec/agent.md 9.1).
+    pub fn is_about_our_identity(&self) -> bool {
+        match self {
+            Self::Forbidden(words) => {
+                words == wire::errors::SERIAL_MISMATCH || words == wire::errors::FORBIDDEN
+            }
+            Self::Tls { failure, .. } => matches!(failure, TlsFailure::RefusedByPeer(_)),
+            _ => false,
+        }
+    }
+}
+
+fn worded(line: &str, words: &str) -> String {
+    if words.is_empty() {
+        line.to_owned()
+    } else {
+        format!("{line}: {words}")
+    }
 }
 
 /// Sorts the failure of a TCP connect by cause.

@@ -15,17 +15,31 @@ use tokio_rustls::client::TlsStream;
 
 use crate::core::client::error::{ExchangeError, of_connect};
 use crate::core::client::peer;
+use crate::core::clock::{self, Clock};
+use crate::core::keyring;
+use crate::core::pki::{Certificate, PeerIdentity};
 use crate::core::registry::Target;
+use crate::core::revocation::Revocations;
 use crate::core::tls;
+use crate::core::types::Serial;
 use crate::core::wire;
 
 /// An answer that has begun must be complete within this many read timeouts: an agent that sends a byte now and then is not waited for.
 const WHOLE_BODY: u32 = 5;
 
+/// One identity of ours, ready for handshakes.
+#[derive(Clone)]
+pub struct Presented {
+    pub serial: Serial,
+    pub tls: Arc<rustls::ClientConfig>,
+}
+
 /// What every exchange of a dispatch shares.
 #[derive(Clone)]
 pub struct Client {
-    tls: Arc<rustls::ClientConfig>,
+    presented: Arc<[Presented]>,
+    revoked: Arc<Revocations>,
+    clock: Clock,
     connect_timeout: Duration,
     read_timeout: Duration,
 }
@@ -35,17 +49,42 @@ pub struct Client {
 pub struct Answer {
     pub status: u16,
     pub body: Map<String, Value>,
+    /// The certificate that the agent has shown.
+    pub peer: Arc<Certificate>,
+    /// The serial of ours that the agent trusts.
+    pub presented: Serial,
+}
+
+#[cfg(test)]
+impl Answer {
+    /// An answer of some agent, for tests of what is made of answers.
+    pub(crate) fn of_somebody(status: u16, body: Map<String, Value>) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let somebody = crate::core::pki::fixtures::new_ca(home.path());
+        Self {
+            status,
+            body,
+            peer: Arc::new(somebody.certificate().clone()),
+            presented: Serial::from_be_bytes(&[1]),
+        }
+    }
 }
 
 impl Client {
     /// `connect_timeout` covers name resolution, TCP and TLS; `read_timeout` is the longest silence of the agent afterwards.
+    ///
+    /// `presented` holds the identity to begin with first, and at least one.
     pub fn new(
-        tls: Arc<rustls::ClientConfig>,
+        presented: Vec<Presented>,
+        revoked: Revocations,
+        clock: Clock,
         connect_timeout: Duration,
         read_timeout: Duration,
     ) -> Self {
         Self {
-            tls,
+            presented: presented.into(),
+            revoked: Arc::new(revoked),
+            clock,
             connect_timeout,
             read_timeout,
         }
@@ -53,8 +92,11 @@ impl Client {
 
     /// Sends one request and reads the whole answer. `body` is sent as JSON; `None` sends none.
     ///
+    /// Begins with the identity that the agent is known to trust. An agent that turns it down before it looks at the request is asked again
+    /// with the next one.
+    ///
     /// # Errors
-    /// See [`ExchangeError`]; an answer that is not 2xx is one too.
+    /// See [`ExchangeError`]; an answer that is not 2xx is one too. When every identity was turned down, what was said to the first.
     pub async fn exchange(
         &self,
         target: &Target,
@@ -62,13 +104,64 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Answer, ExchangeError> {
-        let stream = self.connect(target).await?;
-        // The answer's headers come when the script has ended, so silence is measured over the whole wait, as in the original.
-        let (status, bytes) = self.round_trip(target, stream, method, path, body).await?;
-        judge(status, &bytes)
+        let serials: Vec<&Serial> = self.presented.iter().map(|p| &p.serial).collect();
+        let mut first = None;
+        for at in keyring::order(&serials, &target.record) {
+            let presented = &self.presented[at];
+            let sent = self.once(target, presented, &method, path, body.clone());
+            match sent.await {
+                Err(error) if error.is_about_our_identity() => {
+                    first.get_or_insert(error);
+                }
+                other => return other,
+            }
+        }
+        Err(first.unwrap_or_else(|| ExchangeError::Lost("there is no identity to present".into())))
     }
 
-    async fn connect(&self, target: &Target) -> Result<TlsStream<TcpStream>, ExchangeError> {
+    /// The same with one identity only; `None` if we do not hold it.
+    ///
+    /// # Errors
+    /// As [`exchange`](Self::exchange).
+    pub async fn exchange_as(
+        &self,
+        serial: &Serial,
+        target: &Target,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Option<Result<Answer, ExchangeError>> {
+        let presented = self.presented.iter().find(|p| p.serial == *serial)?;
+        let sent = self.once(target, presented, &Method::POST, path, Some(body));
+        Some(sent.await)
+    }
+
+    async fn once(
+        &self,
+        target: &Target,
+        presented: &Presented,
+        method: &Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer, ExchangeError> {
+        let (stream, peer) = self.connect(target, &presented.tls).await?;
+        // The answer's headers come when the script has ended, so silence is measured over the whole wait, as in the original.
+        let (status, bytes) = self
+            .round_trip(target, stream, method.clone(), path, body)
+            .await?;
+        let body = judge(status, &bytes)?;
+        Ok(Answer {
+            status: status.as_u16(),
+            body,
+            peer: Arc::new(peer),
+            presented: presented.serial.clone(),
+        })
+    }
+
+    async fn connect(
+        &self,
+        target: &Target,
+        tls: &Arc<rustls::ClientConfig>,
+    ) -> Result<(TlsStream<TcpStream>, Certificate), ExchangeError> {
         let host = target.address.as_str();
         let deadline = Instant::now() + self.connect_timeout;
         let too_late = || ExchangeError::ConnectTimeout {
@@ -105,7 +198,7 @@ impl Client {
             .map_err(|e| ExchangeError::Lost(e.to_string()))?;
         let stream = tokio::time::timeout(
             left(),
-            TlsConnector::from(self.tls.clone()).connect(name, stream),
+            TlsConnector::from(tls.clone()).connect(name, stream),
         )
         .await
         .map_err(|_| too_late())?
@@ -113,10 +206,14 @@ impl Client {
             host: host.to_owned(),
             failure: tls::classify(&e),
         })?;
-        let identity = tls::peer_identity(stream.get_ref().1)
+        let certificate = tls::peer_certificate(stream.get_ref().1)
             .map_err(|e| ExchangeError::WrongPeer(e.to_string()))?;
+        let identity = PeerIdentity::from_certificate(&certificate);
         peer::check(&target.record, &identity).map_err(ExchangeError::WrongPeer)?;
-        Ok(stream)
+        self.revoked
+            .check(&target.name, &identity)
+            .map_err(ExchangeError::Revoked)?;
+        Ok((stream, certificate))
     }
 
     async fn round_trip(
@@ -145,6 +242,8 @@ impl Client {
         if body.is_some() {
             request = request.header("Content-Type", "application/json");
         }
+        // An agent without a clock of its own takes it from us (spec/swarm.md COM-8).
+        request = request.header("Date", clock::http_date(self.clock.now()));
         let request = request
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|e| ExchangeError::Lost(e.to_string()))?;
@@ -248,19 +347,14 @@ fn parts(json: &[u8]) -> usize {
 }
 
 /// Decides what an answer means (spec/dispatcher.md 9.1): any 2xx with a JSON object is success.
-fn judge(status: StatusCode, bytes: &[u8]) -> Result<Answer, ExchangeError> {
+fn judge(status: StatusCode, bytes: &[u8]) -> Result<Map<String, Value>, ExchangeError> {
     let parsed: Option<Map<String, Value>> = if parts(bytes) > MAX_PARTS {
         None
     } else {
         serde_json::from_slice(bytes).ok()
     };
     if status.is_success() {
-        return parsed
-            .map(|body| Answer {
-                status: status.as_u16(),
-                body,
-            })
-            .ok_or(ExchangeError::InvalidJson);
+        return parsed.ok_or(ExchangeError::InvalidJson);
     }
     let words = parsed
         .as_ref()
@@ -272,6 +366,13 @@ fn judge(status: StatusCode, bytes: &[u8]) -> Result<Answer, ExchangeError> {
     };
     Err(match status.as_u16() {
         403 => ExchangeError::Forbidden(words.map_or_else(line, str::to_owned)),
+        404 => ExchangeError::NotFound {
+            words: words.unwrap_or_default().to_owned(),
+            no_run: parsed
+                .as_ref()
+                .is_some_and(|b| b.get("status").and_then(Value::as_str) == Some("unknown")),
+        },
+        409 => ExchangeError::Busy(words.unwrap_or_default().to_owned()),
         413 => ExchangeError::TooLarge,
         _ => ExchangeError::Status(words.map_or_else(line, |w| format!("{}: {w}", line()))),
     })
@@ -295,10 +396,7 @@ mod tests {
 
     #[test]
     fn answers_are_judged_by_status_and_body() {
-        assert_eq!(
-            judge(StatusCode::OK, b"{\"exit\":0}").unwrap().body["exit"],
-            0
-        );
+        assert_eq!(judge(StatusCode::OK, b"{\"exit\":0}").unwrap()["exit"], 0);
         assert_eq!(
             judge(StatusCode::OK, b"[1]").unwrap_err(),
             ExchangeError::InvalidJson
@@ -320,8 +418,28 @@ mod tests {
             ExchangeError::TooLarge
         );
         assert_eq!(
-            judge(StatusCode::NOT_FOUND, b"{\"error\":\"not found\"}").unwrap_err(),
-            ExchangeError::Status("404 Not Found: not found".into())
+            judge(StatusCode::NOT_FOUND, b"{\"error\":\"not found\"}")
+                .unwrap_err()
+                .to_string(),
+            "404 Not Found: not found"
+        );
+        assert_eq!(
+            judge(StatusCode::NOT_FOUND, b"{\"status\":\"unknown\"}").unwrap_err(),
+            ExchangeError::NotFound {
+                words: String::new(),
+                no_run: true
+            }
+        );
+        let busy = judge(
+            StatusCode::CONFLICT,
+            b"{\"error\":\"script already running\"}",
+        )
+        .unwrap_err();
+        assert_eq!(busy, ExchangeError::Busy("script already running".into()));
+        assert_eq!(
+            busy.to_string(),
+            "409 Conflict: script already running",
+            "as other statuses read"
         );
     }
 }

@@ -4,4 +4,6 @@
 pub mod error;
 pub mod exchange;
 pub mod fanout;
+pub mod fleet;
+pub mod open;
 pub mod peer;

@@ -22,7 +22,11 @@ pub fn convert_dispatcher(config: &DispatcherConfig, paths: &Paths) -> String {
     w.path("ca", &config.ca);
     w.path_unless("ca_dir", &config.ca_dir, &d.ca_dir);
     w.path_unless("registry_dir", &config.registry_dir, &d.registry_dir);
+    w.path_unless("revoked_file", &config.revoked_file, &d.revoked_file);
     w.path_unless("pairing_dir", &config.pairing_dir, &d.pairing_dir);
+    w.path_unless("locks_dir", &config.locks_dir, &d.locks_dir);
+    w.path_unless("runs_dir", &config.runs_dir, &d.runs_dir);
+    w.seconds("run_retention", config.run_retention, d.run_retention);
     w.set("dispatcher_id", config.dispatcher_id.as_str());
     w.unless("service_user", &config.service_user, &d.service_user);
     w.hook(config.auth_hook.as_ref());
@@ -344,7 +348,7 @@ mod tests {
     fn dispatchers_round_trip() {
         for extra in [
             "",
-            "ca_dir=/ca\nregistry_dir=/r\npairing_dir=/p\nauth_hook=/h\nauth_hook_timeout=3\nread_timeout=1\nconnect_timeout=2\nmax_parallel=3\ncert_days=4\ndispatcher_id=x\nservice_user=u\npairing_timeout=5\npairing_max_queue=6\npairing_rate_limit_volume=7/8/9\npairing_require_bound_code=y\npairing_bind=127.0.0.1\npairing_port=10\ncert_renewal_days=11\ncert_overlap_days=12\ncert_check_interval=13\nrotation_file=/rot\napi_port=14\napi_bind=::1\napi_cert=/ac\napi_key=/ak\napi_max_children=15\napi_auth_default=allow\nauth_deny_generic=on\n",
+            "ca_dir=/ca\nregistry_dir=/r\nrevoked_file=/rev\npairing_dir=/p\nlocks_dir=/l\nruns_dir=/u\nrun_retention=61\nauth_hook=/h\nauth_hook_timeout=3\nread_timeout=1\nconnect_timeout=2\nmax_parallel=3\ncert_days=4\ndispatcher_id=x\nservice_user=u\npairing_timeout=5\npairing_max_queue=6\npairing_rate_limit_volume=7/8/9\npairing_require_bound_code=y\npairing_bind=127.0.0.1\npairing_port=10\ncert_renewal_days=11\ncert_overlap_days=12\ncert_check_interval=13\nrotation_file=/rot\napi_port=14\napi_bind=::1\napi_cert=/ac\napi_key=/ak\napi_max_children=15\napi_auth_default=allow\nauth_deny_generic=on\n",
             "pairing_rate_limit_disable=1\n",
         ] {
             let host = Host::new();

@@ -60,7 +60,11 @@ fn files(r: &mut Reader<'_>, config: &mut DispatcherConfig, paths: &Paths) {
     set("ca", &mut config.ca);
     set("ca_dir", &mut config.ca_dir);
     set("registry_dir", &mut config.registry_dir);
+    set("revoked_file", &mut config.revoked_file);
     set("pairing_dir", &mut config.pairing_dir);
+    set("locks_dir", &mut config.locks_dir);
+    set("runs_dir", &mut config.runs_dir);
+    config.run_retention = r.seconds("run_retention", 60..=366 * DAY, config.run_retention);
     config.auth_hook = hook::read(r, paths, false);
 }
 
@@ -295,6 +299,9 @@ mod tests {
             "pairing_timeout = 601",
             "pairing_max_queue = 0",
             "cert_days = 0",
+            "run_retention = 59",
+            "runs_dir = relative",
+            "locks_dir = relative",
             "api_port = 65536",
             "api_bind = localhost",
             "api_auth_default = maybe",

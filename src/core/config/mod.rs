@@ -132,12 +132,20 @@ pub struct DispatcherConfig {
     /// Directory of `ca.key`, `ca.crt`, `ca.serial`; default `/etc/ctrl-exec`.
     pub ca_dir: PathBuf,
     pub registry_dir: PathBuf,
+    /// Journal of revoked certificates (key `revoked_file`, ours), default `/etc/ctrl-exec/revoked.jsonl`.
+    pub revoked_file: PathBuf,
     pub pairing_dir: PathBuf,
     pub auth_hook: Option<HookConfig>,
     /// Longest silence of an agent during an exchange (key `read_timeout`, alias `timeout`), default 60 s.
     pub read_timeout: Duration,
     /// Longest TCP connect plus TLS handshake (key `connect_timeout`, ours), default 10 s.
     pub connect_timeout: Duration,
+    /// Locks per script and host (key `locks_dir`, ours); default `/var/lib/ctrl-exec/locks`, also where that is a RAM disk.
+    pub locks_dir: PathBuf,
+    /// Records of runs (key `runs_dir`, ours); default `/var/lib/ctrl-exec/runs`, also where that is a RAM disk.
+    pub runs_dir: PathBuf,
+    /// How long a record is kept after its last change (key `run_retention`, ours), default 86400 s.
+    pub run_retention: Duration,
     /// Concurrent exchanges, 1..=1024, default 64.
     pub max_parallel: usize,
     /// Lifetime of certificates we sign for agents (key `cert_days`), default 825 at pairing.

@@ -62,6 +62,19 @@ pub enum CaError {
     Sign { path: PathBuf, reason: String },
 }
 
+impl CaError {
+    /// Whether there is no CA for this user: no file, or none that may be read.
+    pub fn is_absent_or_forbidden(&self) -> bool {
+        match self {
+            Self::Missing { .. } => true,
+            Self::Open(OpenError::Open { source, .. }) => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A CA that can sign: `ca.key`, `ca.crt` and `ca.serial` of one directory.
 #[derive(Debug)]
 pub struct Authority {

@@ -18,6 +18,29 @@ pub struct Target {
 }
 
 impl Target {
+    /// A registered agent at its own address and port.
+    pub fn of(record: AgentRecord) -> Self {
+        Self::at(record, None)
+    }
+
+    /// The port is the first of: `port`, the one in the record's address, the record's.
+    fn at(record: AgentRecord, port: Option<u16>) -> Self {
+        let stored = match record.lookup_by {
+            LookupBy::Ip if !record.ip.is_empty() => record.ip.as_str(),
+            _ => record.hostname.as_str(),
+        };
+        let stored = split_host_port(stored).unwrap_or(HostPort {
+            host: stored,
+            port: None,
+        });
+        Self {
+            name: record.name.clone(),
+            address: stored.host.to_owned(),
+            port: port.or(stored.port).unwrap_or(record.port),
+            record,
+        }
+    }
+
     /// `address:port`, with brackets around an IPv6 address: TARGET of the log lines, and the Host header.
     pub fn authority(&self) -> String {
         match self.address.parse() {
@@ -125,21 +148,7 @@ fn resolve_word(
         Ok(None) => return Err(NotAnAgent::NotRegistered),
         Err(e) => return Err(NotAnAgent::Unreadable(e.to_string())),
     };
-    let stored = match record.lookup_by {
-        LookupBy::Ip if !record.ip.is_empty() => record.ip.as_str(),
-        _ => record.hostname.as_str(),
-    };
-    let stored = split_host_port(stored).unwrap_or(HostPort {
-        host: stored,
-        port: None,
-    });
-    let port = parts.port.or(default_port).or(stored.port);
-    Ok(Target {
-        name,
-        address: stored.host.to_owned(),
-        port: port.unwrap_or(record.port),
-        record,
-    })
+    Ok(Target::at(record, parts.port.or(default_port)))
 }
 
 /// Host and port of a text, without brackets.

@@ -137,10 +137,10 @@ fn pairing_client_of_versions(
 /// # Errors
 /// The peer has shown no certificate (or the handshake is not finished), or it cannot be read.
 pub fn peer_identity(connection: &CommonState) -> Result<PeerIdentity, TlsError> {
-    peer_certificate(connection).map(|certificate| PeerIdentity::from_certificate(&certificate))
+    peer_certificate(connection).map(|c| PeerIdentity::from_certificate(&c))
 }
 
-/// The certificate of the peer of a finished handshake.
+/// The certificate that the peer of a finished handshake has shown.
 ///
 /// # Errors
 /// As [`peer_identity`].
