@@ -98,11 +98,11 @@ pub async fn renew<F: Fleet>(
     let request = CertRequest::parse_pem(csr.ok_or(RenewalError::NoCsr)?)?;
     let name = judge(&request, &target.record, shown)?;
 
-    let id = shown.role_id.clone();
+    let replaced = shown.clone();
     let ca = authority.certificate().to_pem();
     // Waits for the lock on `ca.serial`.
     let signed = tokio::task::spawn_blocking(move || {
-        authority.issue_agent_with_id(&request, &name, id.as_deref(), days)
+        authority.renew_agent(&request, &name, &replaced, days)
     });
     let certificate = signed.await.map_err(|_| RenewalError::Lost)??;
     let body = json!({ "cert": certificate.to_pem(), "ca": ca, "reqid": reqid.as_str() });

@@ -202,25 +202,36 @@ impl Authority {
         name: &AgentName,
         days: u32,
     ) -> Result<Certificate, CaError> {
-        self.issue_agent_with_id(request, name, None, days)
+        let dates = dates(days, &self.clock)?;
+        self.issue(
+            name.as_str(),
+            request.key(),
+            Role::Agent,
+            &fresh_id()?,
+            dates,
+        )
     }
 
-    /// As [`issue_agent`](Self::issue_agent), keeping the host id that the agent has (renewal); `None` makes a fresh one.
+    /// Signs the successor of an agent's certificate: the same host id, and never one that begins earlier than the one it replaces, because
+    /// agents take that for a replay. Ours begin a day early, those of the original do not.
     ///
     /// # Errors
-    /// As [`issue_agent`](Self::issue_agent); also an id that does not fit into the role URI.
-    pub fn issue_agent_with_id(
+    /// As [`issue_agent`](Self::issue_agent).
+    pub fn renew_agent(
         &self,
         request: &CertRequest,
         name: &AgentName,
-        id: Option<&str>,
+        replaced: &Certificate,
         days: u32,
     ) -> Result<Certificate, CaError> {
-        let id = match id {
-            Some(id) => id.to_owned(),
-            None => types::hex(&types::random::<16>().map_err(|_| CaError::Random)?),
+        let id = match &replaced.role_id {
+            Some(id) => id.clone(),
+            None => fresh_id()?,
         };
-        self.issue(name.as_str(), request.key(), Role::Agent, &id, days)
+        let (begins, ends) = dates(days, &self.clock)?;
+        let begins = begins.max(replaced.not_before + 1).min(self.clock.now());
+        let dates = (begins, ends);
+        self.issue(name.as_str(), request.key(), Role::Agent, &id, dates)
     }
 
     /// Endorses another CA: a certificate of its name and key, signed by this one, valid until the first of both ends.
@@ -260,7 +271,7 @@ impl Authority {
             key,
             Role::Dispatcher,
             id.as_str(),
-            days,
+            dates(days, &self.clock)?,
         )
     }
 
@@ -270,9 +281,8 @@ impl Authority {
         key: &PublicKey,
         role: Role,
         id: &str,
-        days: u32,
+        dates: (i64, i64),
     ) -> Result<Certificate, CaError> {
-        let dates = dates(days, &self.clock)?;
         let (serial, mut lock, serial_error) = self.next_serial()?;
         let leaf = Leaf {
             cn,
@@ -299,6 +309,11 @@ impl Authority {
         let serial = random_serial().map_err(|_| CaError::Random)?;
         Ok((serial, lock, failed))
     }
+}
+
+fn fresh_id() -> Result<String, CaError> {
+    let bytes = types::random::<16>().map_err(|_| CaError::Random)?;
+    Ok(types::hex(&bytes))
 }
 
 fn sign_error(path: &Path, Failed(reason): Failed) -> CaError {

@@ -136,13 +136,28 @@ fn a_host_keeps_its_id_and_no_other_text_gets_into_the_role() {
     let openssl = OpenSsl::new();
     let ca = new_ca(openssl.dir());
     let request = request(KeyType::EcdsaP256, "web1");
-    let issue = |id| ca.issue_agent_with_id(&request, &agent("web1"), id, 30);
-    let first = issue(None).unwrap();
-    let again = issue(first.role_id.as_deref()).unwrap();
+    let first = ca.issue_agent(&request, &agent("web1"), 30).unwrap();
+    let renew = |of: &Certificate| ca.renew_agent(&request, &agent("web1"), of, 30);
+    let again = renew(&first).unwrap();
     assert_eq!(again.role_id, first.role_id);
-    assert_ne!(issue(None).unwrap().role_id, first.role_id);
+    assert_eq!(
+        again.not_before,
+        first.not_before + 1,
+        "newer, though made in the same second"
+    );
+    let mut other = first.clone();
+    other.role_id = None;
+    assert_ne!(renew(&other).unwrap().role_id, first.role_id);
     for bad in ["", "a/b", "../x", "a b", "A"] {
-        assert!(issue(Some(bad)).is_err(), "{bad:?}");
+        other.role_id = Some(bad.to_owned());
+        assert!(renew(&other).is_err(), "{bad:?}");
+    }
+    // Certificates of the original begin when they are made; what replaces one must not begin earlier, nor in the future.
+    let now = system().now();
+    other.role_id = None;
+    for (begins, expected) in [(now - 3600, now - 3599), (now + 500, now)] {
+        other.not_before = begins;
+        assert!((renew(&other).unwrap().not_before - expected).abs() < 5);
     }
 }
 
