@@ -64,13 +64,15 @@ pub enum Renewed {
 /// Whether a certificate that an agent shows should be renewed: more than half of its life is over, or another CA signs now. One that
 /// waits for its adoption is not due again. Pure.
 pub fn is_due(shown: &Certificate, staged: bool, signing: &Certificate, now: i64) -> bool {
-    if staged {
-        return false;
-    }
+    !staged && (is_past_half_life(shown, now) || shown.issuer_der() != signing.subject_der())
+}
+
+/// Whether more than half of a certificate's life is over. Pure.
+pub fn is_past_half_life(shown: &Certificate, now: i64) -> bool {
     // Ours begin a day early; that day is no part of their life.
     let life = shown.not_after - shown.not_before - DAY;
     let left = shown.not_after - now;
-    left.saturating_mul(2) < life || shown.issuer_der() != signing.subject_der()
+    left.saturating_mul(2) < life
 }
 
 /// Renews one agent's certificate. `shown` is the one that it has just presented.

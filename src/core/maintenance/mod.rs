@@ -103,40 +103,58 @@ impl<N: Network> Maintenance<'_, N> {
         };
         self.learn(seen, &mut summary);
         self.renew(seen, &mut summary).await;
-        let only: HashSet<AgentName> = seen.iter().map(|s| s.target.name.clone()).collect();
-        self.revoke_everywhere(Some(&only), &mut summary).await;
-        self.rotate(false, Some(only), &mut summary).await;
+        let only = self.late(seen.iter().map(|s| &s.target.record));
+        self.catch_up(&only, &mut summary).await;
         summary
     }
 
     /// After any other contact: tells those that have just answered what they have missed. Costs nothing where nobody has missed anything.
     pub async fn after_contact(&self, answered: impl IntoIterator<Item = &AgentRecord>) -> Summary {
         let mut summary = Summary::default();
+        let only = self.late(answered);
+        if !only.is_empty()
+            && let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO)
+        {
+            self.catch_up(&only, &mut summary).await;
+        }
+        summary
+    }
+
+    async fn catch_up(&self, only: &HashSet<AgentName>, summary: &mut Summary) {
+        if !only.is_empty() {
+            self.revoke_everywhere(Some(only), summary).await;
+            self.rotate(false, Some(only.clone()), summary).await;
+        }
+    }
+
+    /// Who has not confirmed a serial of ours or a revocation, or still has to drop a serial.
+    fn late<'r>(&self, records: impl IntoIterator<Item = &'r AgentRecord>) -> HashSet<AgentName> {
         let revoked = Revocations::load(&self.config.revoked_file).map_or(0, |r| r.count());
-        let state = State::load(&self.config.rotation.file).ok().flatten();
-        let wanted = state.as_ref().and_then(State::wanted);
-        let wanted = wanted.and_then(|text| Serial::parse_hex(text).ok());
-        let late = |record: &&AgentRecord| {
+        let state = State::load(&self.config.rotation.file)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        let wanted = state.wanted().and_then(|text| Serial::parse_hex(text).ok());
+        let now = self.clock.now();
+        let withdrawing: HashSet<&AgentName> = state
+            .retiring
+            .iter()
+            .filter(|r| r.is_over(now))
+            .flat_map(|r| &r.pending)
+            .collect();
+        let is_late = |record: &&AgentRecord| {
             record.revocations < revoked
+                || withdrawing.contains(&record.name)
                 || wanted.as_ref().is_some_and(|serial| {
                     record.serial_status != SerialStatus::Current
                         || !names_serial(&record.dispatcher_serial, serial)
                 })
         };
-        let only: HashSet<AgentName> = answered
+        records
             .into_iter()
-            .filter(late)
+            .filter(is_late)
             .map(|record| record.name.clone())
-            .collect();
-        if only.is_empty() {
-            return summary;
-        }
-        let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO) else {
-            return summary;
-        };
-        self.revoke_everywhere(Some(&only), &mut summary).await;
-        self.rotate(false, Some(only), &mut summary).await;
-        summary
+            .collect()
     }
 
     async fn contact_everybody(&self, summary: &mut Summary) {
