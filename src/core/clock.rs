@@ -109,6 +109,14 @@ impl Clock {
         }
     }
 
+    /// The time that this clock never falls below.
+    pub fn floor(&self) -> i64 {
+        match &self.0 {
+            Kind::Running { floor, .. } => floor.load(Ordering::Relaxed),
+            Kind::Fixed(unix) => *unix,
+        }
+    }
+
     /// It is at least `unix` by now, as somebody says whom we believe. Holds for all clones; never lowers the floor.
     pub fn raise(&self, unix: i64) {
         if let Kind::Running { floor, .. } = &self.0 {

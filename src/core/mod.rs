@@ -1,6 +1,7 @@
 //! What the programs share. Knows no applet, prints nothing (but for the log), never exits.
 
 pub mod authhook;
+pub mod ca_change;
 pub mod client;
 pub mod clock;
 pub mod config;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::durable::{self, DurableError, Lock};
 use crate::core::pki::PeerIdentity;
+use crate::core::registry::AgentRecord;
 use crate::core::secure_open::{self, OpenError, Trust};
 use crate::core::types::{AgentName, Serial};
 
@@ -117,6 +118,17 @@ impl Revocations {
             .zip(&self.serials)
             .find(|(entry, revoked)| *revoked == serial || entry.spki.as_deref() == Some(spki))
             .map(|(entry, _)| entry)
+    }
+
+    /// Whether a registered agent's certificate is revoked, as far as its record tells.
+    pub fn concerns(&self, record: &AgentRecord) -> bool {
+        let serial = record
+            .cert_serial
+            .as_deref()
+            .and_then(|s| Serial::parse_hex(s).ok());
+        let spki = record.cert_spki.as_deref().unwrap_or("unknown");
+        self.find(&serial.unwrap_or_else(|| Serial::from_be_bytes(&[])), spki)
+            .is_some()
     }
 
     /// Why a peer must not be talked to.

@@ -27,6 +27,9 @@ pub struct RunRequest {
     pub reqid: String,
     pub username: String,
     pub token: Secret<String>,
+    /// Start it and answer at once. Absent otherwise: agents of early releases do not know it.
+    #[serde(rename = "async", skip_serializing_if = "std::ops::Not::not")]
+    pub asynchronous: bool,
 }
 
 /// `POST /ping`.
@@ -86,6 +89,12 @@ pub struct PingReply {
     pub expiry: String,
     pub staged: bool,
     pub reqid: String,
+    /// Serials in the list that dispatchers push (ours).
+    pub revocations: usize,
+    /// SHA-256 fingerprints of the CAs in force, hex (ours).
+    pub cas: Vec<String>,
+    /// The agent's time, seconds since 1970 (ours).
+    pub time: i64,
 }
 
 /// Reply of `GET /capabilities` (spec/agent.md 9.4).

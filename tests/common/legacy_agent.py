@@ -3,7 +3,7 @@
 legacy_agent.py pair PORT NAME DIR AGENT_PORT
     RSA key and CSR by the openssl command line, one held connection, two answers; stores agent.key, agent.crt, ca.crt and map in DIR.
 legacy_agent.py serve PORT DIR [VERSION]
-    Answers /ping and /run in HTTP/1.0, one request per connection, for clients whose certificate the CA signed.
+    Answers /ping, /run and /result in HTTP/1.0, one request per connection, for clients whose certificate the CA signed.
 """
 import hashlib
 import json
@@ -99,6 +99,7 @@ def serve(port, directory, version=None):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("0.0.0.0", int(port)))
     listener.listen(10)
+    running = {}
     print("ready")
     while True:
         raw, _ = listener.accept()
@@ -133,6 +134,16 @@ def serve(port, directory, version=None):
         elif (method, path) == ("POST", "/ping"):
             reply(stream, b"200 OK", {"status": "ok", "host": "legacy.test", "version": "0.12.3",
                                       "expiry": "Jun  7 16:28:00 2028 GMT", "staged": False, "reqid": request.get("reqid", "")})
+        elif (method, path) == ("POST", "/run") and request.get("async"):
+            # Never ends: it has no /cancel, and its scripts run to their end.
+            running[request["reqid"]] = request["script"]
+            reply(stream, b"202 Accepted", {"script": request["script"], "status": "accepted", "reqid": request["reqid"]})
+        elif method == "GET" and path.startswith("/result/"):
+            reqid = path[len("/result/"):]
+            if reqid in running:
+                reply(stream, b"200 OK", {"reqid": reqid, "script": running[reqid], "owner": "ctl", "status": "running", "started": "2026-01-02T03:04:05Z"})
+            else:
+                reply(stream, b"404 Not Found", {"status": "unknown", "reqid": reqid})
         elif (method, path) == ("POST", "/run"):
             assert isinstance(request["args"], list) and all(isinstance(a, str) for a in request["args"])
             reply(stream, b"200 OK", {"script": request["script"], "exit": 0, "stdout": json.dumps(request, sort_keys=True) + "\n",

@@ -4,16 +4,16 @@
 
 use std::path::PathBuf;
 
-use crate::applets::cea::{Files, material, scripts, state};
+use crate::applets::cea::revocations::{self, Revocations};
+use crate::applets::cea::{Files, material, scripts, state, timekeeping};
 use crate::applets::{AppError, Context, Exit};
-use crate::core::clock::{Clock, TimeSource};
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::profile;
 use crate::core::sandbox::ProtectedPaths;
 use crate::core::sandbox::assess;
 use crate::core::sandbox::features::{Features, cgroup_controllers};
 use crate::core::secure_open;
-use crate::core::trust::{RevocationList, TrustMap};
+use crate::core::trust::TrustMap;
 use crate::{complain, say};
 
 /// Whether the three files of a pairing are there and make sense together; the end of the certificate, or the reason.
@@ -104,7 +104,7 @@ pub(super) fn self_check(context: &Context, files: &Files) -> Result<Exit, AppEr
     );
 
     let mut findings = Findings::default();
-    findings.certificates(&context.time, &config);
+    findings.certificates(context, &config);
     findings.serials(&config);
     findings.scripts(&config, &allowlist);
     findings.helpers(&config);
@@ -131,31 +131,58 @@ impl Findings {
         say!("{}", text.as_ref());
     }
 
-    fn certificates(&mut self, time: &TimeSource, config: &AgentConfig) {
+    fn certificates(&mut self, context: &Context, config: &AgentConfig) {
         let expiry = match pairing(config) {
             Ok(expiry) => expiry,
             Err(reason) => return self.problem(format!("Certs: NOT paired - {reason}")),
         };
-        let own = match material::identity(config) {
+        let clock = timekeeping::clock(context, config);
+        // An unreadable list is told of below.
+        let revoked = Revocations::load(config).unwrap_or_default();
+        let own = match material::load(config, |serial| revoked.contains(serial), &clock) {
             Ok(own) => own,
             Err(reason) => return self.problem(format!("Certs: {reason}")),
         };
-        let clock = Clock::with_floor_from(time, &[&config.cert, &config.ca]);
-        let verified = material::authorities(config).and_then(|authorities| {
-            let mut failure = format!("no CA certificate in '{}'", config.ca.display());
-            for authority in &authorities {
-                match own.certificate().verify_issued_by(authority, clock.now()) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => failure = error.to_string(),
-                }
+        let certificate = own.identity.certificate();
+        let mut verified = Err(format!("no CA certificate in '{}'", config.ca.display()));
+        for ca in &own.trusted.cas {
+            verified = certificate
+                .verify_issued_by(ca, clock.now())
+                .map_err(|e| e.to_string());
+            if verified.is_ok() {
+                break;
             }
-            Err(failure)
-        });
+        }
+        let in_use = certificate.expiry_text();
         match verified {
             Ok(()) => {
-                say!("Certs OK (expires {expiry})");
+                say!("Certs OK (expires {in_use})");
             }
-            Err(reason) => self.problem(format!("Certs: {reason} (expires {expiry})")),
+            Err(reason) => self.problem(format!("Certs: {reason} (expires {in_use})")),
+        }
+        if in_use != expiry {
+            say!(
+                "Renewed certificate in use from '{}'; 'cea promote-cert' (root) puts it into place",
+                config.cert_staging_path.display()
+            );
+        } else if config.cert_staging_path.is_file() {
+            say!(
+                "Staged certificate '{}' is not in use: see the log for the reason",
+                config.cert_staging_path.display()
+            );
+        }
+        if !own.trusted.evidence.is_empty() {
+            say!(
+                "CAs in force from '{}' ({}); 'cea promote-cert' (root) puts them into place",
+                material::staged_ca_path(config).display(),
+                own.trusted.cas.len()
+            );
+        }
+        if clock.is_behind() {
+            say!(
+                "Clock: behind - it is at least {}: set the clock of this host",
+                clock.iso_now()
+            );
         }
     }
 
@@ -175,12 +202,19 @@ impl Findings {
             }
             Err(error) => self.problem(format!("Trusted dispatchers: {error}")),
         }
-        match RevocationList::load(&config.revoked_serials) {
-            Ok(Some(_)) => {
-                say!("Revocation list OK: {}", config.revoked_serials.display());
-            }
-            Ok(None) => {
-                say!("Revocation list: none - no serials revoked");
+        match Revocations::load(config) {
+            Ok(lists) => {
+                match &lists.local {
+                    Some(_) => say!("Revocation list OK: {}", config.revoked_serials.display()),
+                    None => say!("Revocation list: none - no serials revoked"),
+                };
+                if !lists.pushed.is_empty() {
+                    say!(
+                        "Revocation list of dispatchers OK: {} ({} serial(s))",
+                        revocations::pushed_path(config).display(),
+                        lists.pushed.len()
+                    );
+                }
             }
             Err(error) => self.problem(format!("Revocation list: {error}")),
         }

@@ -19,7 +19,7 @@ use crate::applets::cea::listener::{House, told_to_stop};
 use crate::applets::cea::patience::{Deadlines, Patient, Phase};
 use crate::applets::cea::reply;
 use crate::core::logging::Action;
-use crate::core::pki::PeerIdentity;
+use crate::core::pki::{Certificate, PeerIdentity};
 use crate::core::wire::errors;
 
 /// Longest request line and headers together.
@@ -47,8 +47,13 @@ impl Drop for Child {
     }
 }
 
-pub(super) async fn serve<S>(house: House, stream: S, address: IpAddr, identity: Arc<PeerIdentity>)
-where
+pub(super) async fn serve<S>(
+    house: House,
+    stream: S,
+    address: IpAddr,
+    certificate: Arc<Certificate>,
+    identity: Arc<PeerIdentity>,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let limit = house.agent.snapshot().config.max_children;
@@ -88,6 +93,7 @@ where
     let phase = Phase::new();
     let peer = Peer {
         address: address.to_string().into(),
+        certificate,
         identity,
         _child: child,
         overloaded,

@@ -19,9 +19,10 @@ use tower_service::Service as _;
 
 use crate::applets::cea::connection::Child;
 use crate::applets::cea::state::{Agent, Snapshot};
+use crate::applets::cea::timekeeping::{self, Witness};
 use crate::applets::cea::{handlers, reply};
 use crate::core::logging::Action;
-use crate::core::pki::PeerIdentity;
+use crate::core::pki::{Certificate, PeerIdentity};
 use crate::core::types::DispatcherId;
 use crate::core::wire::{self, errors};
 
@@ -33,6 +34,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Peer {
     /// For log lines and contexts.
     pub(super) address: Arc<str>,
+    pub(super) certificate: Arc<Certificate>,
     pub(super) identity: Arc<PeerIdentity>,
     /// The place that this connection takes; a run keeps it although its connection ends.
     pub(super) _child: Arc<Child>,
@@ -78,11 +80,7 @@ fn refuse_early<B>(snapshot: &Snapshot, peer: &Peer, request: &Request<B>) -> Op
         return Some(reply::and_close(busy));
     }
     let serial = &peer.identity.serial;
-    if snapshot
-        .revoked
-        .as_ref()
-        .is_some_and(|r| r.contains(serial))
-    {
+    if snapshot.revoked.contains(serial) {
         Action::new("revoked-cert")
             .field("PEER", &peer.address)
             .field("SERIAL", peer.serial())
@@ -122,6 +120,19 @@ pub(super) struct Caller {
     pub(super) dispatcher: DispatcherId,
     pub(super) peer: Peer,
     pub(super) snapshot: Arc<Snapshot>,
+    /// What time it is there, if the request says so.
+    date: Option<i64>,
+}
+
+impl Caller {
+    /// Whom to believe about the time, and how far.
+    pub(super) fn witness(&self) -> Witness<'_> {
+        Witness {
+            dispatcher: &self.dispatcher,
+            date: self.date,
+            not_after: self.peer.certificate.not_after,
+        }
+    }
 }
 
 impl FromRequestParts<Arc<Agent>> for Caller {
@@ -146,11 +157,15 @@ impl FromRequestParts<Arc<Agent>> for Caller {
                 "rate limit exceeded",
             ));
         }
-        Ok(Self {
+        let date = timekeeping::date_of(&parts.headers);
+        let caller = Self {
             dispatcher,
             peer,
             snapshot,
-        })
+            date,
+        };
+        agent.heard(&caller);
+        Ok(caller)
     }
 }
 

@@ -67,6 +67,38 @@ pub(super) fn cancel_reqid(body: &[u8]) -> Option<String> {
     object(body).map(|o| text(&o, "reqid"))
 }
 
+/// The fields of a body in which nothing is required; one that is no object has none.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub(super) fn of(body: &[u8]) -> Self {
+        Self(object(body).unwrap_or_default())
+    }
+
+    /// A field as text; absent, `null` and nested values are empty.
+    pub(super) fn text(&self, key: &str) -> String {
+        text(&self.0, key)
+    }
+
+    /// A field as text, unless it is absent or `null`.
+    pub(super) fn given(&self, key: &str) -> Option<String> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => None,
+            Some(_) => Some(self.text(key)),
+        }
+    }
+
+    /// A field that is an array of strings; `None` if it is anything else.
+    pub(super) fn strings(&self, key: &str) -> Option<Vec<&str>> {
+        self.0
+            .get(key)?
+            .as_array()?
+            .iter()
+            .map(Value::as_str)
+            .collect()
+    }
+}
+
 /// A JSON object; `null` counts as the empty one.
 fn object(body: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice(body).ok()? {

@@ -15,6 +15,7 @@ use crate::applets::cea::admission::Failure;
 use crate::applets::cea::connection::{self, Children};
 use crate::applets::cea::state::Agent;
 use crate::core::logging::Action;
+use crate::core::pki::PeerIdentity;
 use crate::core::tls;
 
 /// Longest time for a handshake.
@@ -160,10 +161,11 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
         Ok(Err(error)) => return failed(sort(&error), tls::classify(&error).to_string()),
         Err(late) => return failed(Failure::Disconnected, late.to_owned()),
     };
-    let identity = match tls::peer_identity(stream.get_ref().1) {
-        Ok(identity) => Arc::new(identity),
+    let certificate = match tls::peer_certificate(stream.get_ref().1) {
+        Ok(certificate) => Arc::new(certificate),
         Err(error) => return failed(Failure::Probe, error.to_string()),
     };
+    let identity = Arc::new(PeerIdentity::from_certificate(&certificate));
 
     let welcome = {
         let now = Instant::now();
@@ -176,7 +178,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
         }
     };
     if welcome {
-        connection::serve(house.clone(), stream, address, identity).await;
+        connection::serve(house.clone(), stream, address, certificate, identity).await;
     }
 }
 

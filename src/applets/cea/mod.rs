@@ -1,6 +1,7 @@
 //! `cea`, the agent: a daemon that runs allowlisted scripts for trusted dispatchers, and the modes around it (spec/agent.md 2).
 
 mod admission;
+mod change;
 mod checks;
 mod connection;
 mod gate;
@@ -14,10 +15,12 @@ mod pairing;
 mod patience;
 mod promote;
 mod reply;
+mod revocations;
 mod scripts;
 mod self_ping;
 mod serve;
 mod state;
+mod timekeeping;
 #[cfg(test)]
 mod wire_tests;
 

@@ -1,113 +1,168 @@
-//! `promote-cert`: the step of root before `serve` that puts a renewed certificate, staged by an agent of the original, into place
-//! (spec/agent.md 15.3). Never fails the unit that calls it: whatever happens, the status is 0 and the log says why.
+//! `promote-cert`: the step of root before `serve` that puts renewed certificates and CAs into place (spec/agent.md 15.3). Never fails the unit
+//! that calls it: whatever happens, the status is 0 and the log says why. An agent that may write the live files does the same for itself.
+//!
+//! Order: CAs, then the certificate, each replaced before its staged file goes. A crash in between leaves something staged that the next start
+//! uses or clears away; at every point the host shows a certificate of a CA that it trusts.
 
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::applets::cea::{Files, material};
+use rustix::fs::{Access, access};
+
+use crate::applets::cea::material::{self, Staged, staged_ca_path};
+use crate::applets::cea::revocations::Revocations;
+use crate::applets::cea::{Files, timekeeping};
 use crate::applets::{Context, Exit};
 use crate::complain;
-use crate::core::clock::{Clock, TimeSource};
+use crate::core::clock::Clock;
 use crate::core::config::{self, AgentConfig};
 use crate::core::durable;
 use crate::core::logging::Action;
-use crate::core::pki::cert::CertError;
-use crate::core::pki::{Certificate, Role};
-use crate::core::tls::Identity;
+use crate::core::pki::Certificate;
 
 pub(super) fn promote(context: &Context, files: &Files) -> Exit {
     match config::load_agent(&context.paths, files.config.as_deref()) {
-        Ok(loaded) => adopt(&context.time, &loaded.value),
+        Ok(loaded) => {
+            let clock = timekeeping::clock(context, &loaded.value);
+            adopt(&loaded.value, &clock, |_| true);
+        }
         Err(error) => complain!("Warning: no staged certificate was looked for: {error}"),
     }
     Exit::Success
 }
 
-fn adopt(time: &TimeSource, config: &AgentConfig) {
-    let staged = config.cert_staging_path.as_path();
-    if std::fs::symlink_metadata(staged).is_err() {
+/// The same for the agent itself, as far as it may write the live files. Where it may not, everything stays staged until root comes by.
+pub(super) fn where_we_may(config: &AgentConfig, clock: &Clock) {
+    adopt(config, clock, |live| {
+        let directory = live.parent().unwrap_or(Path::new("/"));
+        access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    });
+}
+
+fn adopt(config: &AgentConfig, clock: &Clock, may_write: impl Fn(&Path) -> bool) {
+    let work = [config.cert_staging_path.clone(), staged_ca_path(config)];
+    if work.iter().all(|p| std::fs::symlink_metadata(p).is_err()) {
+        return;
+    }
+    let Some(cas) = adopt_authorities(config, may_write(&config.ca)) else {
+        return;
+    };
+    if may_write(&config.cert) {
+        adopt_certificate(config, &cas, clock);
+    }
+}
+
+/// The CAs in force afterwards; `None` if that cannot be told.
+fn adopt_authorities(config: &AgentConfig, may_write: bool) -> Option<Vec<Certificate>> {
+    let place = Place {
+        what: "CA",
+        action: "ca-promote",
+        staged: staged_ca_path(config),
+    };
+    let live = match material::authorities(config) {
+        Ok(live) => live,
+        Err(error) => {
+            place.keep(&error);
+            return None;
+        }
+    };
+    match material::staged_authorities(config, &live) {
+        Staged::Nothing => Some(live),
+        Staged::Fresh(trusted) => {
+            if may_write {
+                let pem: String = trusted.cas.iter().map(Certificate::to_pem).collect();
+                place.install(&config.ca, &pem, 0o644);
+            }
+            Some(trusted.cas)
+        }
+        _ if !may_write => Some(live),
+        Staged::Same => {
+            place.clear();
+            Some(live)
+        }
+        Staged::Later(error) => {
+            place.keep(&error);
+            Some(live)
+        }
+        Staged::Never(error) => {
+            place.discard(&error);
+            Some(live)
+        }
+    }
+}
+
+fn adopt_certificate(config: &AgentConfig, cas: &[Certificate], clock: &Clock) {
+    let place = Place {
+        what: "certificate",
+        action: "cert-promote",
+        staged: config.cert_staging_path.clone(),
+    };
+    if std::fs::symlink_metadata(&place.staged).is_err() {
         return;
     }
     let live = match material::identity(config) {
         Ok(live) => live,
-        Err(error) => return keep(staged, &error),
+        Err(error) => return place.keep(&error),
     };
-    let authorities = match material::authorities(config) {
-        Ok(authorities) => authorities,
-        Err(error) => return keep(staged, &error),
+    let revoked = match Revocations::load(config) {
+        Ok(revoked) => revoked,
+        Err(error) => return place.keep(&error),
     };
-    let clock = Clock::with_floor_from(time, &[&config.cert, &config.ca]);
-    let new = match material::shown(staged)
-        .and_then(|new| judge(&new, &live, &authorities, clock.now()).map(|()| new))
-    {
-        Ok(new) => new,
-        Err(error) => return discard(staged, &error),
-    };
-    if let Err(error) = new.check_dates(clock.now()) {
-        return keep(staged, &error);
+    clock.raise(live.certificate().not_before);
+    let is_revoked = |serial: &_| revoked.contains(serial);
+    match material::staged_certificate(config, &live, cas, is_revoked, clock) {
+        Staged::Nothing => {}
+        Staged::Same => place.clear(),
+        Staged::Fresh(new) => place.install(&config.cert, &new.to_pem(), 0o640),
+        Staged::Later(error) => place.keep(&error),
+        Staged::Never(error) => place.discard(&error),
     }
-    // Written anew from what was judged: the staged file belongs to the agent's user, who could change it in between.
-    match durable::replace_keeping_owner(&config.cert, new.to_pem().as_bytes(), 0o640) {
-        Ok(()) => {
-            Action::new("cert-promote")
-                .field("STATUS", "installed")
-                .info();
-            let _ = durable::remove(staged);
+}
+
+/// One staged file on its way.
+struct Place {
+    what: &'static str,
+    action: &'static str,
+    staged: PathBuf,
+}
+
+impl Place {
+    /// Written anew from what was judged: the staged file belongs to the agent's user, who could change it in between.
+    fn install(&self, live: &Path, pem: &str, mode: u32) {
+        match durable::replace_keeping_owner(live, pem.as_bytes(), mode) {
+            Ok(()) => {
+                Action::new(self.action).field("STATUS", "installed").info();
+                self.clear();
+            }
+            Err(error) => self.keep(&error),
         }
-        Err(error) => keep(staged, &error),
     }
-}
 
-/// What could be right at the next start stays.
-fn keep(staged: &Path, error: &dyn Display) {
-    complain!(
-        "Warning: the staged certificate '{}' was not installed: {error}",
-        staged.display()
-    );
-    Action::new("cert-promote").field("ERROR", error).warning();
-}
+    fn clear(&self) {
+        // One that cannot be removed says the same as the live file, and is taken for that.
+        let _ = durable::remove(&self.staged);
+    }
 
-/// What is wrong for ever goes.
-fn discard(staged: &Path, error: &dyn Display) {
-    complain!(
-        "Warning: the staged certificate '{}' is removed: {error}",
-        staged.display()
-    );
-    Action::new("cert-promote").field("ERROR", error).warning();
-    let _ = durable::remove(staged);
-}
+    /// What could be right at the next start stays.
+    fn keep(&self, error: &dyn Display) {
+        complain!(
+            "Warning: the staged {} '{}' was not installed: {error}",
+            self.what,
+            self.staged.display()
+        );
+        Action::new(self.action).field("ERROR", error).warning();
+    }
 
-/// Whether a staged certificate may replace the live one, now or later: our CA, our key, our name, and not older
-/// (spec/agent.md 15.2, 19.2 W10). Pure.
-fn judge(
-    new: &Certificate,
-    live: &Identity,
-    authorities: &[Certificate],
-    now: i64,
-) -> Result<(), String> {
-    // A host without a battery boots in the past: what is not valid yet is not wrong for ever.
-    let issued_by = |ca: &Certificate| {
-        matches!(
-            new.verify_issued_by(ca, now),
-            Ok(()) | Err(CertError::NotYetValid { .. })
-        )
-    };
-    if !authorities.iter().any(issued_by) {
-        return Err("renewed cert does not verify against the agent CA".to_owned());
+    /// What is wrong for ever goes.
+    fn discard(&self, error: &dyn Display) {
+        complain!(
+            "Warning: the staged {} '{}' is removed: {error}",
+            self.what,
+            self.staged.display()
+        );
+        Action::new(self.action).field("ERROR", error).warning();
+        let _ = durable::remove(&self.staged);
     }
-    if new.spki != live.key().spki_der() {
-        return Err("renewed cert public key does not match the agent key".to_owned());
-    }
-    let old = live.certificate();
-    // The certificates of the original have no role; what our dispatcher renews has that of an agent.
-    let fits = new.role == old.role || (old.role.is_none() && new.role == Some(Role::Agent));
-    if new.subject_cn != old.subject_cn || !fits {
-        return Err("renewed cert is for another name or role".to_owned());
-    }
-    if new.not_after <= old.not_after {
-        return Err("renewed cert does not last longer than the present one".to_owned());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -132,6 +187,8 @@ mod tests {
     }
 
     fn stage(openssl: &OpenSsl, request: &str, ca: &str, days: u32) {
+        // OpenSSL counts in seconds, and what follows must be later.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
         openssl.run(&format!(
             "x509 -req -in {request}.csr -CA {ca}.crt -CAkey {ca}.key -CAcreateserial -sha256 -days {days} -out staged"
         ));
@@ -140,7 +197,7 @@ mod tests {
     #[test]
     fn a_longer_certificate_for_the_same_key_and_name_is_installed_and_consumed() {
         let (openssl, config) = host();
-        adopt(&TimeSource::System, &config);
+        adopt(&config, &Clock::system(0), |_| true);
         assert_eq!(
             openssl.read("agent.crt"),
             openssl.read("before.crt"),
@@ -148,7 +205,7 @@ mod tests {
         );
         stage(&openssl, "agent", "ca", 900);
         let staged = openssl.certificate("staged");
-        adopt(&TimeSource::System, &config);
+        adopt(&config, &Clock::system(0), |_| true);
         assert_eq!(openssl.certificate("agent.crt").serial, staged.serial);
         assert!(!openssl.path("staged").exists());
     }
@@ -166,7 +223,7 @@ mod tests {
             ("renamed", "ca", 900),
         ] {
             stage(&openssl, request, ca, days);
-            adopt(&TimeSource::System, &config);
+            adopt(&config, &Clock::system(0), |_| true);
             assert!(!openssl.path("staged").exists(), "{request} {ca} {days}");
             assert_eq!(
                 openssl.read("agent.crt"),
@@ -177,33 +234,105 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_may_bring_the_role_of_an_agent_and_no_other() {
-        let (openssl, config) = host();
-        let live = material::identity(&config).unwrap();
-        let authorities = material::authorities(&config).unwrap();
-        let now = live.certificate().not_before + 60;
-        stage(&openssl, "agent", "ca", 900);
-        let mut new = openssl.certificate("staged");
-        for (role, fine) in [
-            (None, true),
-            (Some(Role::Agent), true),
-            (Some(Role::Dispatcher), false),
-        ] {
-            new.role = role;
-            let verdict = judge(&new, &live, &authorities, now);
-            assert_eq!(verdict.is_ok(), fine, "{role:?} {verdict:?}");
-        }
-        new.role = None;
-        assert!(judge(&new, &live, &authorities, now - 86_400).is_ok());
-        assert!(judge(&new, &live, &authorities, new.not_after + 1).is_err());
-    }
-
-    #[test]
     fn what_could_be_installed_later_is_kept() {
         let (openssl, mut config) = host();
         stage(&openssl, "agent", "ca", 900);
         config.key = openssl.path("absent.key");
-        adopt(&TimeSource::System, &config);
+        adopt(&config, &Clock::system(0), |_| true);
         assert!(openssl.path("staged").exists());
+    }
+
+    /// A power cut after any step of staging and promoting: the next start has a certificate of a CA that it trusts, old or new, and root
+    /// comes to the new one in the end.
+    #[test]
+    fn after_a_power_cut_at_any_point_the_host_has_a_certificate_that_its_cas_stand_for() {
+        use crate::core::durable::crash;
+        use crate::core::pki::succession::Trusted;
+        let (openssl, config) = host();
+        openssl.make_ca("next", "ec", "/CN=next CA");
+        let agent_pem = openssl.read("before.crt");
+        let old_ca = openssl.read("ca.crt");
+        stage(&openssl, "agent", "next", 900);
+        let new = openssl.certificate("staged");
+        // The old CA speaks for the next one, and is removed again once the certificate is of the next one.
+        openssl.write(
+            "ca.ext",
+            "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign\n",
+        );
+        openssl.run("req -new -key next.key -subj /CN=next+CA -out next.csr");
+        openssl.run("x509 -req -in next.csr -CA ca.crt -CAkey ca.key -CAcreateserial -sha256 -days 30 -extfile ca.ext -out cross.crt");
+        let both = Trusted {
+            cas: vec![
+                openssl.certificate("ca.crt"),
+                openssl.certificate("next.crt"),
+            ],
+            evidence: vec![openssl.certificate("cross.crt")],
+        };
+        let only_next = both.without(&both.cas[0].fingerprint()).unwrap();
+        let clock = Clock::system(0);
+        let staged_ca = staged_ca_path(&config);
+        let steps = || -> Result<(), durable::DurableError> {
+            durable::replace(&staged_ca, both.to_pem().as_bytes(), 0o640)?;
+            durable::replace(&config.cert_staging_path, new.to_pem().as_bytes(), 0o640)?;
+            durable::replace(&staged_ca, only_next.to_pem().as_bytes(), 0o640)?;
+            adopt(&config, &clock, |_| true);
+            Ok(())
+        };
+        let start = || material::load(&config, |_| false, &clock).unwrap();
+        let sound = |effects: u32| {
+            let own = start();
+            let certificate = own.identity.certificate();
+            let cas = &own.trusted.cas;
+            assert!(
+                cas.iter()
+                    .any(|ca| certificate.verify_signed_by(ca).is_ok()),
+                "after {effects} effects"
+            );
+        };
+        for effects in 0.. {
+            openssl.write("agent.crt", &agent_pem);
+            openssl.write("ca.crt", &old_ca);
+            let _ = std::fs::remove_file(&config.cert_staging_path);
+            let _ = std::fs::remove_file(&staged_ca);
+            let (_, cut) = crash::after(effects, steps);
+            sound(effects);
+            // Root comes by, perhaps twice.
+            for _ in 0..2 {
+                adopt(&config, &clock, |_| true);
+                sound(effects);
+            }
+            assert!(!config.cert_staging_path.exists() && !staged_ca.exists());
+            if !cut {
+                assert_eq!(start().identity.certificate().serial, new.serial);
+                assert_eq!(start().trusted.cas, only_next.cas);
+                assert!(effects > 6);
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn an_agent_that_may_not_write_the_live_files_leaves_all_of_it_staged() {
+        let (openssl, config) = host();
+        stage(&openssl, "agent", "ca", 900);
+        let clock = Clock::system(0);
+        adopt(&config, &clock, |_| false);
+        assert!(config.cert_staging_path.exists());
+        assert_eq!(openssl.read("agent.crt"), openssl.read("before.crt"));
+        let own = material::load(&config, |_| false, &clock).unwrap();
+        let staged = openssl.certificate("staged");
+        assert_eq!(own.identity.certificate().serial, staged.serial);
+        // What is revoked is not used, and root clears it away.
+        let own = material::load(&config, |s| *s == staged.serial, &clock).unwrap();
+        assert_ne!(own.identity.certificate().serial, staged.serial);
+        assert!(!own.waiting);
+        // A host that boots in the past waits.
+        let own = material::load(&config, |_| false, &Clock::fixed(0)).unwrap();
+        assert!(own.waiting);
+        openssl.write("staged", "no certificate");
+        let own = material::load(&config, |_| false, &clock).unwrap();
+        assert!(!own.waiting);
+        adopt(&config, &clock, |_| true);
+        assert!(!config.cert_staging_path.exists());
     }
 }

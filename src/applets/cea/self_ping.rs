@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::applets::cea::{Files, checks, material};
+use crate::applets::cea::revocations::Revocations;
+use crate::applets::cea::{Files, checks, material, timekeeping};
 use crate::applets::{AppError, Context, Exit};
-use crate::core::clock::{Clock, TimeSource};
 use crate::core::config::{self, AgentConfig};
 use crate::core::tls;
 use crate::core::types::ReqId;
@@ -40,7 +40,7 @@ pub(super) fn self_ping(context: &Context, files: &Files) -> Result<Exit, AppErr
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let answer = runtime.block_on(ask(&context.time, &config))?;
+    let answer = runtime.block_on(ask(context, &config))?;
     match classify(&answer) {
         Some(text) => {
             say!("{text}");
@@ -53,11 +53,13 @@ pub(super) fn self_ping(context: &Context, files: &Files) -> Result<Exit, AppErr
     }
 }
 
-async fn ask(time: &TimeSource, config: &AgentConfig) -> Result<String, AppError> {
-    let identity = material::identity(config).map_err(AppError::failed)?;
-    let authorities = material::authorities(config).map_err(AppError::failed)?;
-    let clock = Clock::with_floor_from(time, &[&config.cert, &config.ca]);
-    let client = tls::client_config(&identity, &authorities, clock)
+async fn ask(context: &Context, config: &AgentConfig) -> Result<String, AppError> {
+    let clock = timekeeping::clock(context, config);
+    // What the running agent uses, which may still be staged.
+    let revoked = Revocations::load(config).unwrap_or_default();
+    let own = material::load(config, |serial| revoked.contains(serial), &clock)
+        .map_err(AppError::failed)?;
+    let client = tls::client_config(&own.identity, &own.trusted.cas, clock)
         .map_err(|e| AppError::failed(e.to_string()))?;
 
     let address = SocketAddr::new(own_address(config.bind), config.port);

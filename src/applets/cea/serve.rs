@@ -71,7 +71,8 @@ impl Daemon {
     /// # Errors
     /// Status 78 for what a restart would not mend, 1 when the address cannot be had.
     pub(super) fn start(context: &Context, files: &Files) -> Result<Self, AppError> {
-        let snapshot = Snapshot::load(context, files).map_err(|e| explain(&e, context, files))?;
+        let snapshot =
+            Snapshot::load(context, files, None).map_err(|e| explain(&e, context, files))?;
         let (bind, port) = (snapshot.config.bind, snapshot.config.port);
         let cannot =
             |e: io::Error| AppError::failed(format!("Cannot start server: {e} (port {port})"));

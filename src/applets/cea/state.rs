@@ -1,7 +1,6 @@
 //! What the daemon knows: one immutable picture of everything read from disk, replaced as a whole, and what lives beside it.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -13,6 +12,9 @@ use crate::applets::Context;
 use crate::applets::cea::admission::Admission;
 use crate::applets::cea::isolation::Isolation;
 use crate::applets::cea::jobs::Jobs;
+use crate::applets::cea::material::Material;
+use crate::applets::cea::revocations::{self, Revocations};
+use crate::applets::cea::timekeeping::{self, Timekeeper};
 use crate::applets::cea::{Files, material, scripts};
 use crate::complain;
 use crate::core::clock::Clock;
@@ -23,17 +25,20 @@ use crate::core::logging::Action;
 use crate::core::pki::PeerIdentity;
 use crate::core::profile::schema::Schema;
 use crate::core::tls;
-use crate::core::trust::{RevocationList, TrustMap};
+use crate::core::trust::TrustMap;
 use crate::core::types::{DispatcherId, ScriptName};
 
 /// Everything that is read from disk. A request uses one of these from its beginning to its end.
+///
+/// Cheap to clone: a dispatcher that changes one part puts a copy in force that shares the others.
+#[derive(Clone)]
 pub(super) struct Snapshot {
-    pub(super) config: AgentConfig,
-    pub(super) allowlist: Allowlist,
-    pub(super) sidecars: BTreeMap<ScriptName, Schema>,
-    pub(super) trust: TrustMap,
-    /// `None`: no such file, so nothing is revoked.
-    pub(super) revoked: Option<RevocationList>,
+    pub(super) config: Arc<AgentConfig>,
+    pub(super) allowlist: Arc<Allowlist>,
+    pub(super) sidecars: Arc<BTreeMap<ScriptName, Schema>>,
+    pub(super) trust: Arc<TrustMap>,
+    pub(super) revoked: Arc<Revocations>,
+    pub(super) material: Arc<Material>,
     pub(super) tls: Arc<rustls::ServerConfig>,
     pub(super) clock: Clock,
 }
@@ -50,11 +55,16 @@ pub(super) enum LoadError {
 }
 
 impl Snapshot {
-    /// Reads everything, in the order of spec/agent.md 6.1. Warnings go to stderr.
+    /// Reads everything, in the order of spec/agent.md 6.1. Warnings go to stderr. `old` is the clock of a picture that is replaced: what
+    /// it has been told must not be forgotten.
     ///
     /// # Errors
     /// See [`LoadError`]: nothing half-read is ever used.
-    pub(super) fn load(context: &Context, files: &Files) -> Result<Self, LoadError> {
+    pub(super) fn load(
+        context: &Context,
+        files: &Files,
+        old: Option<&Clock>,
+    ) -> Result<Self, LoadError> {
         let configuration = |e: &dyn std::fmt::Display| LoadError::Config(e.to_string());
         let unusable = |e: &dyn std::fmt::Display| LoadError::Material(e.to_string());
 
@@ -72,16 +82,18 @@ impl Snapshot {
             warn_of_unenforced_profiles(&allowlist);
         }
 
-        let revoked = RevocationList::load(&config.revoked_serials).map_err(|e| unusable(&e))?;
-        if revoked.is_none() {
+        let revoked = Revocations::load(&config).map_err(|e| unusable(&e))?;
+        if revoked.local.is_none() {
             Action::new("revoked-serials-absent")
                 .field("PATH", config.revoked_serials.display())
                 .field("REASON", "file not found - no serials revoked")
                 .info();
         }
-        if let Some(list) = &revoked {
+        if let Some(list) = &revoked.local {
             warn_of_lines(list.skipped(), &config.revoked_serials, "no serial");
         }
+        let pushed = revocations::pushed_path(&config);
+        warn_of_lines(revoked.pushed.skipped(), &pushed, "no serial");
         let trust = TrustMap::load(&config.trusted_dispatchers_path).map_err(|e| unusable(&e))?;
         warn_of_lines(
             trust.skipped(),
@@ -95,30 +107,26 @@ impl Snapshot {
                 path: path.to_owned(),
             });
         }
-        let clock = Clock::with_floor_from(
-            &context.time,
-            &[
-                &config.cert,
-                &config.ca,
-                &config.trusted_dispatchers_path,
-                &config.source,
-            ],
-        );
-        if clock.is_behind() {
+        let clock = timekeeping::clock(context, &config);
+        if let Some(old) = old {
+            clock.raise(old.floor());
+        }
+        let material = material::load(&config, |serial| revoked.contains(serial), &clock)
+            .map_err(LoadError::Material)?;
+        if old.is_none() && clock.is_behind() {
             Action::new("clock-unsynced")
                 .field("TIME", clock.iso_now())
                 .warning();
         }
-        let identity = material::identity(&config).map_err(LoadError::Material)?;
-        let authorities = material::authorities(&config).map_err(LoadError::Material)?;
-        let tls =
-            tls::server_config(&identity, &authorities, clock.clone()).map_err(|e| unusable(&e))?;
+        let tls = tls::server_config(&material.identity, &material.trusted.cas, clock.clone())
+            .map_err(|e| unusable(&e))?;
         Ok(Self {
-            config,
-            allowlist,
-            sidecars,
-            trust,
-            revoked,
+            config: Arc::new(config),
+            allowlist: Arc::new(allowlist),
+            sidecars: Arc::new(sidecars),
+            trust: Arc::new(trust),
+            revoked: Arc::new(revoked),
+            material: Arc::new(material),
             tls,
             clock,
         })
@@ -186,11 +194,10 @@ pub(super) struct Agent {
     pub(super) isolation: Isolation,
     admission: Mutex<Admission>,
     host: OnceCell<String>,
-    expiry: Mutex<Option<(Stamp, String)>>,
+    pub(super) timekeeper: Timekeeper,
+    /// Held by whoever changes what lies on disk, so that two dispatchers do not judge by the same past.
+    pub(super) changes: tokio::sync::Mutex<()>,
 }
-
-/// What changes when a file is replaced or rewritten: path, inode, size, change time.
-type Stamp = (PathBuf, u64, u64, i64, i64);
 
 impl Agent {
     pub(super) fn new(context: Context, files: Files, snapshot: Snapshot) -> Self {
@@ -203,7 +210,8 @@ impl Agent {
             isolation: Isolation::default(),
             admission,
             host: OnceCell::new(),
-            expiry: Mutex::new(None),
+            timekeeper: Timekeeper::default(),
+            changes: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -215,36 +223,19 @@ impl Agent {
             .clone()
     }
 
+    /// The picture for the requests that come.
+    pub(super) fn put_in_force(&self, fresh: Snapshot) {
+        *self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+    }
+
     /// The bookkeeping about addresses and dispatchers. Never held across an await.
     pub(super) fn admission(&self) -> MutexGuard<'_, Admission> {
         self.admission
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// End of the certificate in the file, in OpenSSL's words; `unknown` if there is none. Parsed again only when the file has changed.
-    pub(super) fn expiry_of(&self, path: &Path) -> String {
-        let stamp = std::fs::metadata(path).ok().map(|m| {
-            (
-                path.to_owned(),
-                m.ino(),
-                m.size(),
-                m.ctime(),
-                m.ctime_nsec(),
-            )
-        });
-        let mut known = self.expiry.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (Some((at, text)), Some(stamp)) = (&*known, &stamp)
-            && at == stamp
-        {
-            return text.clone();
-        }
-        let text = material::shown(path).map_or_else(
-            |_| "unknown".to_owned(),
-            |certificate| certificate.expiry_text(),
-        );
-        *known = stamp.map(|stamp| (stamp, text.clone()));
-        text
     }
 
     /// Name of this host, as ping and capabilities report it. Asked for once, when first needed: a name server that is not up yet
@@ -263,7 +254,8 @@ impl Agent {
     /// Reads everything anew and, if all of it is usable, puts it in force for the requests that come; otherwise nothing changes.
     /// Forgets all rate-limit state, as the original does.
     pub(super) fn reload(&self) {
-        let fresh = match Snapshot::load(&self.context, &self.files) {
+        let old = self.snapshot();
+        let fresh = match Snapshot::load(&self.context, &self.files, Some(&old.clock)) {
             Ok(fresh) => fresh,
             Err(error) => {
                 let reason = error.one_line();
@@ -272,7 +264,6 @@ impl Agent {
                 return;
             }
         };
-        let old = self.snapshot();
         if (fresh.config.port, fresh.config.bind) != (old.config.port, old.config.bind) {
             Action::new("config-reload")
                 .field("KEY", "port, bind")
@@ -282,10 +273,7 @@ impl Agent {
         self.admission().forget(&fresh.config, Instant::now());
         let scripts = fresh.allowlist.scripts.len();
         let dispatchers = fresh.trust.entries().len();
-        *self
-            .snapshot
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+        self.put_in_force(fresh);
         complain!("configuration reloaded");
         Action::new("config-reload")
             .field("SCRIPTS", scripts)

@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 use argh::FromArgs;
 
-use crate::applets::ced::{Call, common};
+use crate::applets::ced::{Call, common, revocation};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::logging::Action;
 use crate::core::pki::expiry;
 use crate::core::registry::{AgentRecord, LookupBy, PeerCheck, Registry};
+use crate::core::revocation::Entry;
 use crate::core::types::AgentName;
 use crate::{complain, say};
 
@@ -284,13 +285,19 @@ pub(super) fn edit(context: &Context, call: &Call) -> Result<Exit, AppError> {
     Ok(Exit::Success)
 }
 
-/// Forget a paired host. Its certificate stays valid until it ends.
+/// Forget a paired host, and revoke its certificate if you say so.
 #[derive(FromArgs)]
 #[argh(help_triggers("-h", "--help"))]
 struct UnpairArgs {
     /// configuration file (default /etc/ctrl-exec/ctrl-exec.toml, else ctrl-exec.conf; none is needed)
     #[argh(option)]
     config: Option<PathBuf>,
+    /// revoke its certificate too, without asking
+    #[argh(switch)]
+    revoke: bool,
+    /// leave its certificate alone, without asking (without a terminal this is the default)
+    #[argh(switch)]
+    keep_certificate: bool,
     /// registry name of the host
     #[argh(positional)]
     name: String,
@@ -298,35 +305,79 @@ struct UnpairArgs {
 
 pub(super) fn unpair(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let args: UnpairArgs = call.parse()?;
-    let name: AgentName = args
-        .name
-        .parse()
-        .map_err(|e| AppError::failed(format!("Unpair failed: {e}")))?;
-    let record = open(context, args.config)?
-        .remove(&name)
-        .map_err(|e| AppError::failed(format!("Unpair failed: {e}")))?;
+    if args.revoke && args.keep_certificate {
+        return Err(AppError::usage(
+            "--revoke and --keep-certificate exclude each other",
+        ));
+    }
+    let failed = |e: &dyn std::fmt::Display| AppError::failed(format!("Unpair failed: {e}"));
+    let name: AgentName = args.name.parse().map_err(|e| failed(&e))?;
+    let registry = open(context, args.config.clone())?;
+    let known = registry.get(&name).ok().flatten();
+    let serial = known.as_ref().and_then(|r| r.cert_serial.clone());
+    let revoke = match &serial {
+        _ if args.keep_certificate => None,
+        None if args.revoke => {
+            return Err(failed(&format!(
+                "the registry does not know the serial of '{name}': 'ced revoke {name}' asks the host for it; then unpair it"
+            )));
+        }
+        None => None,
+        Some(serial) if args.revoke || wants_revocation(&name)? => Some(serial),
+        Some(_) => None,
+    };
+    // First shut out, then forgotten: a crash in between leaves a host that is registered and refused.
+    let mut told = None;
+    if let (Some(serial), Some(record)) = (revoke, &known) {
+        let config = common::load_config(context, args.config.as_deref())?;
+        let entry = Entry {
+            serial: serial.clone(),
+            spki: record.cert_spki.clone(),
+            agent: Some(name.clone()),
+            time: Clock::with_floor_from(&context.time, &[]).iso_now(),
+            reason: Some("unpaired".to_owned()),
+        };
+        revocation::write_down(&config, &entry)?;
+        told = Some(config);
+    }
+    let record = registry.remove(&name).map_err(|e| failed(&e))?;
     Action::new("unpair")
         .field("AGENT", &name)
         .field("EXPIRY", &record.expiry)
         .info();
+    say!("Unregistered '{name}'.");
+    if let Some(config) = told {
+        say!("Its certificate is revoked.");
+        revocation::print_told(&revocation::push(context, &config)?);
+        return Ok(Exit::Success);
+    }
     let until = if record.expiry.is_empty() {
         "an unknown date".to_owned()
     } else {
         record.expiry.escape_debug().to_string()
     };
-    say!("Unregistered '{name}'.");
     say!("Warning: its certificate stays valid until {until}; the host itself was not contacted.");
-    match &record.cert_serial {
-        Some(serial) => say!(
-            "To shut it out: remove its files, and add the serial {serial} to 'revoked-serials' of the other hosts (docs/security.md)."
-        ),
-        None => say!(
-            "To shut it out: remove its files, or add its serial to 'revoked-serials' of the other hosts (docs/security.md)."
-        ),
-    };
+    let serial = serial.unwrap_or_else(|| "SERIAL".to_owned());
+    say!("To shut it out: ced revoke 0x{serial}");
     Ok(Exit::Success)
 }
 
+/// Asks the person at the terminal; where there is none, the certificate stays, as in the original.
+fn wants_revocation(name: &AgentName) -> Result<bool, AppError> {
+    use std::io::{BufRead as _, IsTerminal as _};
+    if !std::io::stdin().is_terminal() {
+        return Ok(false);
+    }
+    complain!(
+        "Revoke the certificate of '{name}' too, so that nobody can use it any more? [y/N]: "
+    );
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .map_err(|e| AppError::failed(format!("cannot read the answer: {e}")))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
 #[cfg(test)]
 mod tests {
     use super::*;

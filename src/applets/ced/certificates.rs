@@ -37,11 +37,7 @@ pub(super) fn rotate(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let args: RotateArgs = call.parse()?;
     let config = common::load_config(context, args.config.as_deref())?;
     let failed = |e: &dyn std::fmt::Display| AppError::failed(format!("Rotation failed: {e}"));
-    let clock = common::clock(context, &config);
-    let network = Live {
-        config: config.clone(),
-        clock: clock.clone(),
-    };
+    let (clock, network) = common::network(context, &config);
     let _lock = Rotation::<Live>::lock(&config, PATIENCE).map_err(|e| {
         failed(&format!(
             "a maintenance is under way ({e}): try again later"

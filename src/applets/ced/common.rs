@@ -7,10 +7,14 @@ use crate::applets::{AppError, Context};
 use crate::complain;
 use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext};
 use crate::core::client::exchange::Client;
+use crate::core::client::fleet::Live;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::hostname;
+use crate::core::logging::Action;
+use crate::core::maintenance::Maintenance;
 use crate::core::registry::{self, Registry, Target};
+use crate::core::runs::{RunError, Store};
 use crate::core::types::{ReqId, Secret};
 use crate::core::wire;
 
@@ -46,6 +50,33 @@ pub(crate) fn client(context: &Context, config: &DispatcherConfig) -> Result<Cli
     Ok(client)
 }
 
+/// The agents, as the long protocols reach them, and the clock that goes with it.
+pub(crate) fn network(context: &Context, config: &DispatcherConfig) -> (Clock, Live) {
+    let clock = clock(context, config);
+    let live = Live {
+        config: config.clone(),
+        clock: clock.clone(),
+    };
+    (clock, live)
+}
+
+/// Tells those of the targets that have answered what they have missed: a serial of ours, a revocation.
+pub(crate) fn catch_up<'a>(
+    context: &Context,
+    config: &DispatcherConfig,
+    answered: impl IntoIterator<Item = &'a Target>,
+) -> Result<(), AppError> {
+    let (clock, network) = network(context, config);
+    let maintenance = Maintenance {
+        config,
+        clock: &clock,
+        network: &network,
+    };
+    let records = answered.into_iter().map(|target| &target.record);
+    // What fails is in the log, and tried again at the next contact.
+    block_on(maintenance.after_contact(records)).map(drop)
+}
+
 /// Runs a future to its end on one thread.
 pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, AppError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -56,6 +87,20 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, AppError> {
     // A look-up that hangs in the resolver has met its deadline already and must not hold up the end.
     runtime.shutdown_background();
     Ok(output)
+}
+
+/// The records of runs.
+pub(crate) fn run_store(config: &DispatcherConfig) -> Store {
+    Store::new(&config.runs_dir, config.run_retention)
+}
+
+/// A record that cannot be written: the run goes on all the same.
+pub(crate) fn warn_not_recorded(error: &RunError, reqid: &ReqId) {
+    Action::new("run-store-fail")
+        .field("ERROR", error)
+        .field("REQID", reqid)
+        .warning();
+    complain!("Warning: what is known of request {reqid} could not be recorded: {error}");
 }
 
 pub(crate) fn new_reqid() -> Result<ReqId, AppError> {

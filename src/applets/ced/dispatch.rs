@@ -1,4 +1,4 @@
-//! What `run` and `ping` share: the fan-out over resolved targets and the object that each host ends as (spec/dispatcher.md 6.1).
+//! What the verbs that ask agents share: the fan-out over resolved targets and the object that each host ends as (spec/dispatcher.md 6.1).
 //!
 //! Order: results come in the order asked for. On a terminal, where a person waits, each host is printed as soon as it answers;
 //! otherwise a host is printed as soon as all hosts before it have answered.
@@ -30,8 +30,27 @@ pub(crate) struct HostResult {
 /// One request for all.
 #[derive(Clone)]
 pub(crate) struct Job {
-    pub(crate) path: &'static str,
-    pub(crate) body: Vec<u8>,
+    method: Method,
+    path: String,
+    body: Option<Vec<u8>>,
+}
+
+impl Job {
+    pub(crate) fn post(path: &str, body: Vec<u8>) -> Self {
+        Self {
+            method: Method::POST,
+            path: path.to_owned(),
+            body: Some(body),
+        }
+    }
+
+    pub(crate) fn get(path: String) -> Self {
+        Self {
+            method: Method::GET,
+            path,
+            body: None,
+        }
+    }
 }
 
 /// Sends the job to every target and calls `show` for each result, in the order described above.
@@ -51,13 +70,7 @@ pub(crate) fn dispatch(
         targets,
         config.max_parallel,
         |target| exchange(client.clone(), target, job.clone()),
-        |index| {
-            Arc::new(HostResult {
-                target: spare[index].clone(),
-                answer: Err(ExchangeError::Lost("no response from worker".to_owned())),
-                rtt: "0ms".to_owned(),
-            })
-        },
+        |index| HostResult::lost(spare[index].clone()),
         |index, result| {
             if live {
                 show(result);
@@ -72,10 +85,11 @@ pub(crate) fn dispatch(
     ))
 }
 
-async fn exchange(client: Client, target: Target, job: Job) -> Arc<HostResult> {
+/// One exchange with one agent.
+pub(super) async fn exchange(client: Client, target: Target, job: Job) -> Arc<HostResult> {
     let start = Instant::now();
     let answer = client
-        .exchange(&target, Method::POST, job.path, Some(job.body))
+        .exchange(&target, job.method, &job.path, job.body)
         .await;
     Arc::new(HostResult {
         target,
@@ -85,6 +99,15 @@ async fn exchange(client: Client, target: Target, job: Job) -> Arc<HostResult> {
 }
 
 impl HostResult {
+    /// Of a worker that ended without a word.
+    pub(super) fn lost(target: Target) -> Arc<Self> {
+        Arc::new(Self {
+            target,
+            answer: Err(ExchangeError::Lost("no response from worker".to_owned())),
+            rtt: "0ms".to_owned(),
+        })
+    }
+
     pub(crate) fn host(&self) -> &str {
         self.target.name.as_str()
     }

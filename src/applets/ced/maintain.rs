@@ -9,7 +9,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::applets::ced::{Call, common};
 use crate::applets::{AppError, Context, Exit, notify};
-use crate::core::client::fleet::Live;
 use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
 use crate::core::logging::Action;
@@ -67,11 +66,7 @@ pub(crate) async fn pass(
     config: &DispatcherConfig,
     rotate: bool,
 ) -> Result<Summary, MaintenanceError> {
-    let clock = common::clock(context, config);
-    let network = Live {
-        config: config.clone(),
-        clock: clock.clone(),
-    };
+    let (clock, network) = common::network(context, config);
     let maintenance = Maintenance {
         config,
         clock: &clock,

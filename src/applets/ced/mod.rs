@@ -1,14 +1,23 @@
 //! `ced`, the dispatcher CLI: a table of verbs (spec/dispatcher.md 1, 10).
 
 mod agents;
+mod cancel;
 mod certificates;
 mod common;
 mod dispatch;
+mod follow;
+mod jobs;
+mod list_locks;
 mod maintain;
 pub mod pairing;
 mod ping;
+mod revocation;
+mod rotate_ca;
 mod run;
 mod setup;
+mod show;
+mod status;
+mod submit;
 
 use crate::applets::{AppError, Context, Exit, VERSION, cli};
 use crate::core::logging;
@@ -51,6 +60,7 @@ const OPTIONS: &[cli::Opt] = &[
     cli::value("username"),
     cli::value("token"),
     cli::flag("check"),
+    cli::flag("async"),
     cli::value("tags"),
     cli::value("rename"),
     cli::value("ip"),
@@ -64,14 +74,50 @@ const OPTIONS: &[cli::Opt] = &[
     cli::flag("replace"),
     cli::value("code"),
     cli::flag("daemon"),
+    cli::value("reason"),
+    cli::flag("no-push"),
+    cli::value("without"),
+    cli::flag("force"),
+    cli::flag("revoke"),
+    cli::flag("keep-certificate"),
 ];
 
 static VERBS: &[Verb] = &[
     Verb {
         name: "run",
         summary: "run an allowlisted script on paired hosts",
-        options: &["config", "json", "port", "username", "token"],
+        options: &["config", "json", "async", "port", "username", "token"],
         entry: run::main,
+    },
+    Verb {
+        name: "status",
+        summary: "show how a run is doing",
+        options: &["config", "json"],
+        entry: status::status,
+    },
+    Verb {
+        name: "wait",
+        summary: "wait until a run has ended on every host",
+        options: &["config", "json", "timeout"],
+        entry: status::wait,
+    },
+    Verb {
+        name: "cancel",
+        summary: "end an asynchronous run",
+        options: &["config", "json"],
+        entry: cancel::main,
+    },
+    Verb {
+        name: "jobs",
+        summary: "list the runs of the last day",
+        options: &["config", "json"],
+        entry: jobs::main,
+    },
+    Verb {
+        name: "list-locks",
+        summary: "list which scripts run on which hosts",
+        options: &["config", "json"],
+        entry: list_locks::main,
     },
     Verb {
         name: "ping",
@@ -103,7 +149,7 @@ static VERBS: &[Verb] = &[
     Verb {
         name: "unpair",
         summary: "forget a paired host",
-        options: &["config"],
+        options: &["config", "revoke", "keep-certificate"],
         entry: agents::unpair,
     },
     Verb {
@@ -123,6 +169,24 @@ static VERBS: &[Verb] = &[
         summary: "show how far each agent has followed a rotation",
         options: &["config", "json"],
         entry: certificates::status,
+    },
+    Verb {
+        name: "rotate-ca",
+        summary: "replace the CA without pairing anybody again",
+        options: &["config", "json", "key-type", "without"],
+        entry: rotate_ca::main,
+    },
+    Verb {
+        name: "revoke",
+        summary: "shut a certificate out, here and on every agent",
+        options: &["config", "json", "reason", "no-push", "force"],
+        entry: revocation::revoke,
+    },
+    Verb {
+        name: "list-revoked",
+        summary: "show what is revoked, and who has not confirmed it",
+        options: &["config", "json"],
+        entry: revocation::list,
     },
     Verb {
         name: "setup-ca",

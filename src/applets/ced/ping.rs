@@ -12,7 +12,6 @@ use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
 use crate::applets::ced::run::denied;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
-use crate::core::client::fleet::Live;
 use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
 use crate::core::maintenance::{Maintenance, Seen, log_ping};
@@ -88,10 +87,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         context,
         &config,
         targets,
-        &Job {
-            path: "/ping",
-            body,
-        },
+        &Job::post("/ping", body),
         |result| {
             log_ping(&result.target, &result.answer, &result.rtt, reqid.as_str());
             if !args.json {
@@ -139,11 +135,7 @@ async fn after(context: &Context, config: &DispatcherConfig, seen: &[Seen]) {
     if seen.is_empty() {
         return;
     }
-    let clock = common::clock(context, config);
-    let network = Live {
-        config: config.clone(),
-        clock: clock.clone(),
-    };
+    let (clock, network) = common::network(context, config);
     let maintenance = Maintenance {
         config,
         clock: &clock,

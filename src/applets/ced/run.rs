@@ -1,18 +1,25 @@
-//! `ced run HOST... SCRIPT [-- ARG...]` (spec/dispatcher.md 10.1).
+//! `ced run HOST... SCRIPT [-- ARG...]` (spec/dispatcher.md 10.1); what is particular to `--async` is in `submit`.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use argh::FromArgs;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::applets::ced::Call;
 use crate::applets::ced::common::{self, Claims};
 use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
+use crate::applets::ced::{show, submit};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
+use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
+use crate::core::locks::{self, LockError, Pair};
 use crate::core::logging::Action;
+use crate::core::registry::Target;
+use crate::core::runs::{Body, Record, SyncRun};
 use crate::core::terminal;
+use crate::core::types::ReqId;
 use crate::core::wire;
 use crate::{complain, say};
 
@@ -26,6 +33,9 @@ struct RunArgs {
     /// print one JSON object instead of text
     #[argh(switch)]
     json: bool,
+    /// do not wait: the agents run the script by themselves; 'ced status', 'wait' and 'cancel' take the request id that is printed
+    #[argh(switch, long = "async")]
+    asynchronous: bool,
     /// port of hosts that name none
     #[argh(option)]
     port: Option<u16>,
@@ -51,7 +61,10 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     }
     let script_args = call.after_dashes.clone().unwrap_or_default();
     let config = common::load_config(context, args.config.as_deref())?;
-    let targets = common::resolve(&config, &hosts, args.port)?;
+    let mut targets = common::resolve(&config, &hosts, args.port)?;
+    if args.asynchronous {
+        targets = submit::once_each(targets)?;
+    }
     let claims = Claims::new(context, args.username, args.token);
 
     let decision = common::block_on(common::authorise(
@@ -67,59 +80,130 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         return Ok(denied(args.json, &reason, code));
     }
 
-    let reqid = common::new_reqid()?;
-    let request = wire::RunRequest {
-        script: script.clone(),
-        args: script_args,
-        reqid: reqid.to_string(),
-        username: claims.username.clone(),
-        token: claims.token.clone(),
-    };
-    let body = serde_json::to_vec(&request)
-        .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
-    if body.len() as u64 > wire::MAX_REQUEST_BODY {
-        return Err(AppError::failed(format!(
-            "request too large: {} bytes with its arguments, agents take {}",
-            body.len(),
-            wire::MAX_REQUEST_BODY
-        )));
-    }
-    let names: Vec<&str> = targets.iter().map(|t| t.name.as_str()).collect();
-    Action::new("dispatch")
-        .field("HOSTS", names.join(","))
-        .field("MODE", "sync")
-        .field("REQID", &reqid)
-        .field("SCRIPT", &script)
-        .info();
-
-    let results = dispatch(
-        context,
-        &config,
+    let plan = Plan {
+        reqid: common::new_reqid()?,
+        script,
         targets,
-        &Job { path: "/run", body },
-        |result| {
-            log(result, reqid.as_str(), &script);
-            if !args.json {
-                print(result, reqid.as_str());
-            }
-        },
-    )?;
-    if args.json {
-        let objects: Vec<Value> = results
-            .iter()
-            .map(|r| {
-                Value::Object(r.object(reqid.as_str(), |error| {
-                    json!({"script": script, "exit": -1, "error": error.to_string(), "reqid": reqid.as_str()})
-                }))
-            })
-            .collect();
-        say!("{}", json!({"ok": 1, "results": objects}));
-    }
-    Ok(if results.iter().all(|r| exit_of(r) == 0) {
-        Exit::Success
+        asynchronous: args.asynchronous,
+        json: args.json,
+    };
+    let body = plan.body(&claims, script_args)?;
+    // After the hook, so that nobody learns what runs who may not run it.
+    let locked = locks::acquire(
+        &config.locks_dir,
+        plan.targets.iter().map(|t| t.name.as_str()),
+        &plan.script,
+    );
+    let _locks = match locked {
+        Ok(locks) => locks,
+        Err(LockError::Held(conflicts)) => return Ok(locked_out(args.json, &conflicts)),
+        Err(error) => return Err(AppError::failed(error.to_string())),
+    };
+    Action::new("dispatch")
+        .field("HOSTS", plan.names().join(","))
+        .field("MODE", if plan.asynchronous { "async" } else { "sync" })
+        .field("REQID", &plan.reqid)
+        .field("SCRIPT", &plan.script)
+        .info();
+    let job = Job::post("/run", body);
+    if plan.asynchronous {
+        submit::submit(context, &config, &plan, &job)
     } else {
-        Exit::Failure
-    })
+        run(context, &config, plan, &job)
+    }
+}
+
+/// What is to run where.
+pub(super) struct Plan {
+    pub(super) reqid: ReqId,
+    /// As typed.
+    pub(super) script: String,
+    pub(super) targets: Vec<Target>,
+    asynchronous: bool,
+    pub(super) json: bool,
+}
+
+impl Plan {
+    fn body(&self, claims: &Claims, args: Vec<String>) -> Result<Vec<u8>, AppError> {
+        let request = wire::RunRequest {
+            script: self.script.clone(),
+            args,
+            reqid: self.reqid.to_string(),
+            username: claims.username.clone(),
+            token: claims.token.clone(),
+            asynchronous: self.asynchronous,
+        };
+        let body = serde_json::to_vec(&request)
+            .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
+        if body.len() as u64 > wire::MAX_REQUEST_BODY {
+            return Err(AppError::failed(format!(
+                "request too large: {} bytes with its arguments, agents take {}",
+                body.len(),
+                wire::MAX_REQUEST_BODY
+            )));
+        }
+        Ok(body)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.targets.iter().map(|t| t.name.to_string()).collect()
+    }
+}
+
+/// Runs the script and waits for it.
+fn run(
+    context: &Context,
+    config: &DispatcherConfig,
+    plan: Plan,
+    job: &Job,
+) -> Result<Exit, AppError> {
+    let reqid = plan.reqid.as_str();
+    let results = dispatch(context, config, plan.targets.clone(), job, |result| {
+        log(result, reqid, &plan.script);
+        if !plan.json {
+            print(result, reqid);
+        }
+    })?;
+    let objects: Vec<Map<String, Value>> = results
+        .iter()
+        .map(|r| {
+            r.object(reqid, |error| {
+                json!({"script": plan.script, "exit": -1, "error": error.to_string(), "reqid": reqid})
+            })
+        })
+        .collect();
+    if plan.json {
+        show::results(None, &objects);
+    }
+    let good = results.iter().all(|r| exit_of(r) == 0);
+    let completed = common::clock(context, config).now();
+    let store = common::run_store(config);
+    // Ages of files are told by the clock of the kernel, whatever ours says.
+    store.purge(SystemTime::now());
+    let record = Record::new(
+        plan.reqid.clone(),
+        plan.script.as_str(),
+        Body::Sync(SyncRun::new(plan.names(), objects, completed)),
+    );
+    if let Err(error) = store.create(&record) {
+        common::warn_not_recorded(&error, &plan.reqid);
+    }
+    let answered = results.iter().filter(|r| r.answer.is_ok());
+    common::catch_up(context, config, answered.map(|r| &r.target))?;
+    Ok(if good { Exit::Success } else { Exit::Failure })
+}
+
+fn locked_out(as_json: bool, conflicts: &[Pair]) -> Exit {
+    let words: Vec<String> = conflicts.iter().map(Pair::to_string).collect();
+    if as_json {
+        say!(
+            "{}",
+            json!({"ok": 0, "error": "locked", "code": 4, "conflicts": words})
+        );
+    } else {
+        complain!("Locked: already running: {}", printable(&words.join(", ")));
+    }
+    Exit::Failure
 }
 
 /// Says that the hook refused; shared with `ping`.
@@ -156,60 +240,14 @@ fn log(result: &HostResult, reqid: &str, script: &str) {
 }
 
 fn print(result: &HostResult, reqid: &str) {
-    let exit = exit_of(result);
-    let verdict = if exit == 0 { "OK" } else { "FAIL" };
-    let mut text = format!(
-        "==> {}  [{verdict}  exit:{exit}  {}  req:{reqid}]\n",
-        result.label(),
-        result.rtt
-    );
-    let field = |name: &str| {
-        result
-            .answer
-            .as_ref()
-            .ok()
-            .and_then(|a| a.body.get(name))
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+    let (error, output) = match &result.answer {
+        Ok(answer) => (
+            show::text(&answer.body, "error").to_owned(),
+            show::output(&answer.body),
+        ),
+        Err(error) => (error.to_string(), String::new()),
     };
-    let error = match &result.answer {
-        Ok(_) => printable(field("error")),
-        // May quote the agent.
-        Err(error) => printable(&error.to_string()),
-    };
-    if !error.is_empty() {
-        text.push_str(&format!("    ERROR: {error}\n"));
-    }
-    let flag = |name: &str| {
-        result
-            .answer
-            .as_ref()
-            .is_ok_and(|a| a.body.get(name) == Some(&Value::Bool(true)))
-    };
-    for (name, prefix) in [("stdout", ""), ("stderr", "    STDERR: ")] {
-        let stream = field(name);
-        if !stream.trim().is_empty() {
-            text.push_str(prefix);
-            text.push_str(stream);
-            if !stream.ends_with('\n') {
-                text.push('\n');
-            }
-        }
-    }
-    if let Some(signal) = result
-        .answer
-        .as_ref()
-        .ok()
-        .and_then(|a| a.body.get("signal"))
-        .and_then(Value::as_i64)
-    {
-        text.push_str(&format!("    NOTE: ended by signal {signal}\n"));
-    }
-    if flag("timed_out") {
-        text.push_str("    NOTE: the agent stopped the script at its run_timeout\n");
-    }
-    if flag("truncated") {
-        text.push_str("    NOTE: output beyond the agent's max_output was dropped\n");
-    }
+    let heading = show::heading(&result.label(), exit_of(result), &result.rtt, reqid);
+    let text = format!("{heading}{}{output}", show::error(&error));
     terminal::stdout_bytes(text.as_bytes());
 }

@@ -29,6 +29,10 @@ pub enum HookAction {
     Discovery,
     /// Agent: `/rotate-serial`.
     Rotate,
+    /// Agent: `/revoke`.
+    Revoke,
+    /// Agent: `/ca`.
+    Ca,
 }
 
 impl HookAction {
@@ -40,6 +44,8 @@ impl HookAction {
             Self::Status => "status",
             Self::Discovery => "discovery",
             Self::Rotate => "rotate",
+            Self::Revoke => "revoke",
+            Self::Ca => "ca",
         }
     }
 }

@@ -55,6 +55,21 @@ pub struct Answer {
     pub presented: Serial,
 }
 
+#[cfg(test)]
+impl Answer {
+    /// An answer of some agent, for tests of what is made of answers.
+    pub(crate) fn of_somebody(status: u16, body: Map<String, Value>) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let somebody = crate::core::pki::fixtures::new_ca(home.path());
+        Self {
+            status,
+            body,
+            peer: Arc::new(somebody.certificate().clone()),
+            presented: Serial::from_be_bytes(&[1]),
+        }
+    }
+}
+
 impl Client {
     /// `connect_timeout` covers name resolution, TCP and TLS; `read_timeout` is the longest silence of the agent afterwards.
     ///

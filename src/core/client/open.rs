@@ -4,11 +4,11 @@ use super::exchange::{Client, Presented};
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
 use crate::core::keyring::{Keyring, KeyringError};
-use crate::core::pki::Certificate;
 use crate::core::pki::cert::CertError;
+use crate::core::pki::{Certificate, keys};
 use crate::core::revocation::{RevocationError, Revocations};
 use crate::core::secure_open::{self, OpenError, Trust};
-use crate::core::tls::{self, TlsError};
+use crate::core::tls::{self, Identity, TlsError};
 
 /// Largest CA file that is read; a handful of certificates.
 const MAX_PEM: u64 = 256 * 1024;
@@ -24,6 +24,10 @@ pub enum ClientError {
     Ca { path: String, source: CertError },
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(
+        "this dispatcher's own certificate is revoked: make a new one (ced setup-ctrl-exec) and pair the agents again"
+    )]
+    Revoked,
     #[error(transparent)]
     Revocations(#[from] RevocationError),
 }
@@ -51,9 +55,16 @@ impl Client {
     ) -> Result<(Self, Vec<String>), ClientError> {
         let keyring = Keyring::load(config)?;
         let authorities = load_cas(config)?;
-        let presented = keyring
+        let revoked = Revocations::load(&config.revoked_file)?;
+        let usable = |identity: &&Identity| {
+            let certificate = identity.certificate();
+            let key = keys::spki_sha256(&certificate.spki);
+            revoked.find(&certificate.serial, &key).is_none()
+        };
+        let presented: Vec<Presented> = keyring
             .identities()
             .iter()
+            .filter(usable)
             .map(|identity| {
                 let tls = tls::client_config(identity, &authorities, clock.clone())?;
                 Ok(Presented {
@@ -62,7 +73,9 @@ impl Client {
                 })
             })
             .collect::<Result<_, TlsError>>()?;
-        let revoked = Revocations::load(&config.revoked_file)?;
+        if presented.is_empty() {
+            return Err(ClientError::Revoked);
+        }
         let client = Self::new(
             presented,
             revoked,

@@ -109,17 +109,9 @@ struct Due {
 }
 
 impl<N: Network> Maintenance<'_, N> {
-    /// Writes down what was shown, renews what is due.
-    pub(super) async fn care(&self, seen: &[Seen], summary: &mut Summary) {
+    /// Writes down what was shown.
+    pub(super) fn learn(&self, seen: &[Seen], summary: &mut Summary) {
         let cas = open::load_cas(self.config).unwrap_or_default();
-        self.learn(seen, &cas, summary);
-        match self.renew(seen, summary).await {
-            Ok(()) => {}
-            Err(error) => failed(summary, "renew", &error),
-        }
-    }
-
-    fn learn(&self, seen: &[Seen], cas: &[Certificate], summary: &mut Summary) {
         let by_name: HashMap<&AgentName, &Seen> =
             seen.iter().map(|s| (&s.target.name, s)).collect();
         let update = |record: &mut AgentRecord| {
@@ -129,7 +121,7 @@ impl<N: Network> Maintenance<'_, N> {
             }
             if let Some(seen) = by_name.get(&record.name) {
                 renewal::learn(record, &seen.shown, Some(&seen.body));
-                record.cert_ca = renewal::issuer_of(&seen.shown, cas, self.clock);
+                record.cert_ca = renewal::issuer_of(&seen.shown, &cas, self.clock);
             }
         };
         let names = seen.iter().map(|s| s.target.name.clone());
@@ -139,7 +131,14 @@ impl<N: Network> Maintenance<'_, N> {
         }
     }
 
-    async fn renew(&self, seen: &[Seen], summary: &mut Summary) -> Result<(), CaError> {
+    /// Renews what is due, as far as this user may sign.
+    pub(super) async fn renew(&self, seen: &[Seen], summary: &mut Summary) {
+        if let Err(error) = self.renew_due(seen, summary).await {
+            failed(summary, "renew", &error);
+        }
+    }
+
+    async fn renew_due(&self, seen: &[Seen], summary: &mut Summary) -> Result<(), CaError> {
         let authority = match Authority::load(&self.config.ca_dir, self.clock.clone()) {
             Ok(authority) => Arc::new(authority),
             // The API's user, or a host that only dispatches: signing is somebody else's.
@@ -149,12 +148,17 @@ impl<N: Network> Maintenance<'_, N> {
         let now = self.clock.now();
         let signing = authority.certificate();
         let ca = signing.fingerprint();
+        let registry = Registry::new(self.config.registry_dir.clone());
+        let trusts = |name: &AgentName| {
+            let record = registry.get(name).ok().flatten();
+            record.is_some_and(|r| r.trusted_cas.contains(&ca))
+        };
         let due: Vec<Due> = seen
             .iter()
             .filter(|s| {
                 let staged = s.body.get("staged").and_then(Value::as_bool) == Some(true);
                 let same_ca = s.shown.issuer_der() == signing.subject_der();
-                let follows = same_ca || trusts(&s.body, &ca);
+                let follows = same_ca || trusts(&s.target.name);
                 follows && renewal::is_due(&s.shown, staged, signing, now)
             })
             .map(|s| Due {
@@ -219,18 +223,9 @@ impl<N: Network> Maintenance<'_, N> {
             }
             None => {}
         };
-        let registry = Registry::new(self.config.registry_dir.clone());
         if let Err(error) = registry.update_many(renewed.keys().cloned(), update) {
             failed(summary, "registry", &error);
         }
         Ok(())
-    }
-}
-
-/// Whether an agent has said that it trusts a CA.
-fn trusts(ping: &serde_json::Map<String, Value>, fingerprint: &str) -> bool {
-    match ping.get("cas") {
-        Some(Value::Array(cas)) => cas.iter().any(|ca| ca.as_str() == Some(fingerprint)),
-        _ => false,
     }
 }

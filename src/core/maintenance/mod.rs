@@ -5,22 +5,27 @@
 //! then leaves it to the first.
 
 mod contact;
+mod revoke;
 mod schedule;
 
 pub use contact::{Contact, Seen, log_ping, ping_all};
+pub use revoke::Told;
 pub use schedule::Schedule;
 
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::core::ca_change::{Change, Outcome};
 use crate::core::client::fleet::Network;
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
 use crate::core::durable::DurableError;
+use crate::core::keyring::names_serial;
 use crate::core::logging::Action;
-use crate::core::registry::{Registry, Target};
-use crate::core::rotation::{Issuer, Report, Rotation, RotationError};
-use crate::core::types::AgentName;
+use crate::core::registry::{AgentRecord, Registry, SerialStatus, Target};
+use crate::core::revocation::Revocations;
+use crate::core::rotation::{Issuer, Report, Rotation, RotationError, State};
+use crate::core::types::{AgentName, Serial};
 
 /// How long a pass waits for another one to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,6 +44,10 @@ pub struct Summary {
     pub staged: usize,
     pub renewal_failed: Vec<(AgentName, String)>,
     pub rotation: Report,
+    /// What a change of the CA has come to.
+    pub ca: Outcome,
+    /// Agents that were told what is revoked.
+    pub revoked: Vec<(AgentName, Told)>,
     /// Phases that failed, with the reason.
     pub failed: Vec<(&'static str, String)>,
 }
@@ -69,6 +78,7 @@ impl<N: Network> Maintenance<'_, N> {
         self.contact_everybody(&mut summary).await;
         let begin = rotate && self.is_rotation_due(&mut summary);
         self.rotate(begin, None, &mut summary).await;
+        self.revoke_everywhere(None, &mut summary).await;
         Action::new("maintain")
             .field("AGENTS", summary.agents)
             .field("PINGED", summary.pinged)
@@ -83,8 +93,40 @@ impl<N: Network> Maintenance<'_, N> {
         let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO) else {
             return summary;
         };
-        self.care(seen, &mut summary).await;
+        self.learn(seen, &mut summary);
+        self.renew(seen, &mut summary).await;
         let only: HashSet<AgentName> = seen.iter().map(|s| s.target.name.clone()).collect();
+        self.revoke_everywhere(Some(&only), &mut summary).await;
+        self.rotate(false, Some(only), &mut summary).await;
+        summary
+    }
+
+    /// After any other contact: tells those that have just answered what they have missed. Costs nothing where nobody has missed anything.
+    pub async fn after_contact(&self, answered: impl IntoIterator<Item = &AgentRecord>) -> Summary {
+        let mut summary = Summary::default();
+        let revoked = Revocations::load(&self.config.revoked_file).map_or(0, |r| r.count());
+        let state = State::load(&self.config.rotation.file).ok().flatten();
+        let wanted = state.as_ref().and_then(State::wanted);
+        let wanted = wanted.and_then(|text| Serial::parse_hex(text).ok());
+        let late = |record: &&AgentRecord| {
+            record.revocations < revoked
+                || wanted.as_ref().is_some_and(|serial| {
+                    record.serial_status != SerialStatus::Current
+                        || !names_serial(&record.dispatcher_serial, serial)
+                })
+        };
+        let only: HashSet<AgentName> = answered
+            .into_iter()
+            .filter(late)
+            .map(|record| record.name.clone())
+            .collect();
+        if only.is_empty() {
+            return summary;
+        }
+        let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO) else {
+            return summary;
+        };
+        self.revoke_everywhere(Some(&only), &mut summary).await;
         self.rotate(false, Some(only), &mut summary).await;
         summary
     }
@@ -105,9 +147,24 @@ impl<N: Network> Maintenance<'_, N> {
                 summary.pinged = contacts.len();
                 let seen: Vec<Seen> = contacts.into_iter().filter_map(Contact::seen).collect();
                 summary.answered = seen.len();
-                self.care(&seen, summary).await;
+                self.learn(&seen, summary);
+                self.change_ca(summary).await;
+                self.renew(&seen, summary).await;
             }
             Err(error) => failed(summary, "ping", &error),
+        }
+    }
+
+    /// Before the renewals: who has just heard of a new CA gets a certificate of it in the same pass.
+    async fn change_ca(&self, summary: &mut Summary) {
+        let change = Change {
+            config: self.config,
+            clock: self.clock,
+            network: self.network,
+        };
+        match change.advance().await {
+            Ok(outcome) => summary.ca = outcome,
+            Err(error) => failed(summary, "ca", &error),
         }
     }
 

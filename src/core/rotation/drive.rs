@@ -211,6 +211,26 @@ impl<N: Network> Rotation<'_, N> {
         Err(RotationError::Endless)
     }
 
+    /// Takes back a rotation that is being announced: its serial is withdrawn from everybody who has heard of it, and its pair forgotten.
+    ///
+    /// # Errors
+    /// The state cannot be read or written.
+    pub fn cancel(&self) -> Result<(), RotationError> {
+        let mut state = self.state()?;
+        let Some(next) = state.next_serial.take() else {
+            return Ok(());
+        };
+        state.next_since = None;
+        let agents = self.registry().list()?.agents;
+        state.retiring.retain(|r| r.serial != next);
+        state.retiring.push(Retiring {
+            serial: next,
+            until: clock::iso(self.clock.now().saturating_sub(1)),
+            pending: agents.into_iter().map(|a| a.name).collect(),
+        });
+        self.save(&state)
+    }
+
     fn registry(&self) -> Registry {
         Registry::new(self.config.registry_dir.clone())
     }

@@ -29,6 +29,11 @@ pub enum TlsFailure {
     /// What the peer sent is not TLS.
     #[error("the peer does not speak TLS: check address and port")]
     NotTls,
+    /// The peer turned our certificate down because of its dates.
+    #[error(
+        "the peer refused our certificate (expired or not yet valid there): renew it, or check the clocks of both hosts"
+    )]
+    ExpiredThere,
     /// The peer turned our certificate down and told us so.
     #[error(
         "the peer refused our certificate ({0}): see the log of the peer, and check its clock and its CA"
@@ -42,7 +47,10 @@ pub enum TlsFailure {
 impl TlsFailure {
     /// Whether only the clock stands between the peer and us. Such failures must not count against the peer (spec/operations.md 16.1).
     pub fn is_about_time(&self) -> bool {
-        matches!(self, Self::ClockNotYetValid | Self::Expired)
+        matches!(
+            self,
+            Self::ClockNotYetValid | Self::Expired | Self::ExpiredThere
+        )
     }
 }
 
@@ -107,7 +115,7 @@ fn of_certificate(reason: &CertificateError) -> TlsFailure {
 fn of_alert(alert: AlertDescription) -> TlsFailure {
     use AlertDescription as A;
     let reason = match alert {
-        A::CertificateExpired => "expired or not yet valid there",
+        A::CertificateExpired => return TlsFailure::ExpiredThere,
         A::UnknownCA => "not from its CA",
         A::CertificateRequired | A::NoCertificate => "none was sent",
         A::CertificateRevoked => "revoked",

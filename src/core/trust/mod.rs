@@ -1,12 +1,14 @@
 //! Who may act as a dispatcher on this agent: the trust map, and the revocation list (spec/agent.md 13).
 
 mod map;
+mod pushed;
 mod revocation;
 mod store;
 
 pub use map::{Entry, TrustMap};
+pub use pushed::{MAX_PUSHED, load_pushed, push};
 pub use revocation::RevocationList;
-pub use store::{add, lock_path, remove};
+pub use store::{add, lock_path, remove, remove_but_keep};
 
 use std::path::PathBuf;
 
@@ -34,4 +36,9 @@ pub enum TrustError {
         serial: Serial,
         id: DispatcherId,
     },
+    /// Without it the caller itself would not be trusted any more.
+    #[error("serial in use by this connection")]
+    InUse { path: PathBuf, serial: Serial },
+    #[error("'{}' would hold more than {MAX_PUSHED} serials: revoke the CA instead", .path.display())]
+    TooManyRevoked { path: PathBuf },
 }

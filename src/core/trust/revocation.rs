@@ -50,6 +50,15 @@ impl RevocationList {
         self.serials.contains(serial)
     }
 
+    /// Every serial that is refused, in no order.
+    pub fn serials(&self) -> impl Iterator<Item = &Serial> {
+        self.serials.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.serials.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.serials.is_empty()
     }

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::map::{Entry, Line, parse_line};
+use super::map::{Entry, Line, TrustMap, parse_line};
 use super::{MAX_FILE, TrustError};
 use crate::core::durable::{self, Lock};
+use crate::core::pki::PeerIdentity;
 use crate::core::secure_open::{self, Trust};
 use crate::core::types::{DispatcherId, Serial};
 
 /// Longest wait for another writer; a write takes milliseconds.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Mode of the map (spec/agent.md 13.3).
 const MODE: u32 = 0o644;
 const HEADER: &str = "# Dispatchers that this agent trusts: <certificate serial, hex> <dispatcher id>\n\
@@ -45,6 +46,32 @@ pub fn add(path: &Path, serial: &Serial, id: &DispatcherId) -> Result<bool, Trus
 /// # Errors
 /// The serial belongs to another id; the map cannot be read, locked or written.
 pub fn remove(path: &Path, serial: &Serial, id: &DispatcherId) -> Result<bool, TrustError> {
+    take_out(path, serial, id, |_| true)
+}
+
+/// As [`remove`], but `caller`, who asks for it, must stay trusted: a dispatcher must not lock itself out.
+///
+/// # Errors
+/// As [`remove`]; also when the serial is the caller's own in one of its readings, or the line by which the caller is known would go.
+pub fn remove_but_keep(
+    path: &Path,
+    serial: &Serial,
+    id: &DispatcherId,
+    caller: &PeerIdentity,
+) -> Result<bool, TrustError> {
+    let own = *serial == caller.serial || serial.to_string() == caller.serial.legacy();
+    if own {
+        return Err(in_use(path, serial));
+    }
+    take_out(path, serial, id, |left| left.lookup(caller).is_some())
+}
+
+fn take_out(
+    path: &Path,
+    serial: &Serial,
+    id: &DispatcherId,
+    may_be: impl FnOnce(&TrustMap) -> bool,
+) -> Result<bool, TrustError> {
     refuse_zero(path, serial)?;
     if !path.exists() {
         return Ok(false);
@@ -69,8 +96,18 @@ pub fn remove(path: &Path, serial: &Serial, id: &DispatcherId) -> Result<bool, T
         for at in doomed.iter().rev() {
             lines.remove(*at);
         }
+        if !doomed.is_empty() && !may_be(&TrustMap::parse(&lines.join(&b'\n'))) {
+            return Err(in_use(path, serial));
+        }
         Ok(!doomed.is_empty())
     })
+}
+
+fn in_use(path: &Path, serial: &Serial) -> TrustError {
+    TrustError::InUse {
+        path: path.to_owned(),
+        serial: serial.clone(),
+    }
 }
 
 /// Whether an entry and a serial can be meant for the same certificate: equal, or one is the lossy form of the other.
@@ -142,7 +179,7 @@ fn change(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::trust::TrustMap;
+    use crate::core::pki::Version;
 
     fn serial(hex: &str) -> Serial {
         Serial::parse_hex(hex).unwrap()
@@ -228,6 +265,45 @@ mod tests {
         assert!(remove(&path, &serial("10"), &id("main")).unwrap());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
         assert!(TrustMap::load(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn nobody_takes_out_the_line_by_which_it_is_known() {
+        let caller = |live: &str| PeerIdentity {
+            serial: serial(live),
+            common_name: Some("ctrl-exec-dispatcher".to_owned()),
+            role: None,
+            role_id: None,
+            dns_names: Vec::new(),
+            version: Version::V1,
+            spki_sha256: String::new(),
+            fingerprint: String::new(),
+        };
+        // (map, serial of the caller, serial to remove, what is left)
+        for (map, live, gone, left) in [
+            ("ab main\ncd main\n", "ab", "ab", None),
+            ("ab main\ncd main\n", "ab", "cd", Some("ab main\n")),
+            ("ab main\ncd main\n", "ab", "ef", Some("ab main\ncd main\n")),
+            // What a Perl dispatcher with 0x16 calls itself, and what it is called in the map.
+            ("10 main\na main\n", "16", "10", None),
+            ("10 main\na main\n", "16", "16", None),
+            ("10 main\na main\n", "16", "0a", Some("10 main\n")),
+            // 0x10 is known by the text of 0x0a.
+            ("a main\n", "10", "0a", None),
+            ("16 main\n", "16", "22", Some("16 main\n")),
+        ] {
+            let (_dir, path) = map_with(map);
+            let result = remove_but_keep(&path, &serial(gone), &id("main"), &caller(live));
+            let text = std::fs::read_to_string(&path).unwrap();
+            match left {
+                Some(left) => assert_eq!(text, left, "{map} {live} {gone} {result:?}"),
+                None => {
+                    let error = result.unwrap_err().to_string();
+                    assert_eq!(error, "serial in use by this connection", "{map} {gone}");
+                    assert_eq!(text, map);
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! The endpoints of port 7443 (spec/agent.md 9).
 
+mod authorities;
 mod cancel;
 mod capabilities;
+mod permission;
 mod ping;
+mod renew;
 mod result;
+mod revoke;
+mod rotate;
 mod run;
 
 use std::sync::Arc;
@@ -25,6 +30,11 @@ pub(super) fn router(agent: Arc<Agent>) -> Router {
         .route("/ping", post(ping::handle))
         .route("/capabilities", get(capabilities::handle))
         .route("/result/{reqid}", get(result::handle))
+        .route("/rotate-serial", post(rotate::handle))
+        .route("/renew", post(renew::begin))
+        .route("/renew-complete", post(renew::complete))
+        .route("/revoke", post(revoke::handle))
+        .route("/ca", post(authorities::handle))
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || not_found())
         .with_state(agent)

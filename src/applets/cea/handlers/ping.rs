@@ -17,10 +17,8 @@ pub(super) async fn handle(
     caller: Caller,
     Payload(body): Payload,
 ) -> Response {
-    let config = &caller.snapshot.config;
+    let snapshot = &caller.snapshot;
     let reqid = lenient::reqid_of(&body);
-    // The file, not the certificate in use: the dispatcher asks whether a renewal has reached this host.
-    let expiry = agent.expiry_of(&config.cert);
     Action::new("ping")
         .field("DISPATCHER", &caller.dispatcher)
         .field("PEER", &caller.peer.address)
@@ -30,8 +28,12 @@ pub(super) async fn handle(
         status: "ok",
         host: agent.host().await.to_owned(),
         version: VERSION.to_owned(),
-        expiry,
-        staged: config.cert_staging_path.is_file(),
+        expiry: snapshot.material.identity.certificate().expiry_text(),
+        // A Perl dispatcher does not renew while this is true: a staged certificate that is used already, or never will be, must not keep it.
+        staged: snapshot.material.waiting,
         reqid,
+        revocations: snapshot.revoked.pushed.len(),
+        cas: snapshot.material.trusted.fingerprints(),
+        time: snapshot.clock.now(),
     })
 }

@@ -1,8 +1,12 @@
 //! The daemon in this process, on a loopback port, spoken to over real TLS (spec/agent.md 19.3, "Server" and "Run").
 
+mod authorities;
 mod connections;
 mod lifecycle;
+mod renewal;
 mod requests;
+mod revoking;
+mod rotation;
 mod running;
 
 use std::collections::BTreeMap;
@@ -173,6 +177,19 @@ impl Fleet {
         });
     }
 
+    /// The CA as it will be in so many seconds: what it issues is newer than what the fleet has.
+    fn authority_in(&self, seconds: i64) -> Authority {
+        let now = Clock::system(0).now();
+        Authority::load(&self.dir.path().join("ca"), Clock::fixed(now + seconds)).unwrap()
+    }
+
+    /// Another CA of the same name.
+    fn other_authority(&self, name: &str) -> Authority {
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        Authority::create(&dir, KeyType::EcdsaP256, "test CA", 30, Clock::system(0)).unwrap()
+    }
+
     fn refused_start(&self) -> (Exit, String) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -250,6 +267,32 @@ impl Stage {
 
     async fn call(&self, method: &str, path: &str, body: &[u8]) -> (u16, Value) {
         self.call_as(&self.dispatcher, method, path, body).await
+    }
+
+    async fn post(&self, path: &str, request: Value) -> (u16, Value) {
+        self.post_as(&self.dispatcher, path, request).await
+    }
+
+    async fn post_as(&self, who: &Identity, path: &str, request: Value) -> (u16, Value) {
+        self.call_as(who, "POST", path, request.to_string().as_bytes())
+            .await
+    }
+
+    /// A request that is answered with 200 and an error.
+    async fn refused(&self, path: &str, request: Value) -> String {
+        let (status, answer) = self.post(path, request.clone()).await;
+        assert_eq!(
+            (status, &answer["status"]),
+            (200, &json!("error")),
+            "{request} {answer}"
+        );
+        answer["error"].as_str().unwrap().to_owned()
+    }
+
+    /// Serial of the certificate that a new connection is shown.
+    async fn shown(&self) -> crate::core::types::Serial {
+        let stream = self.connect_as(&self.dispatcher).await.unwrap();
+        tls::peer_identity(stream.get_ref().1).unwrap().serial
     }
 
     async fn run(&self, request: Value) -> Value {

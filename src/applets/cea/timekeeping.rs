@@ -1,0 +1,251 @@
+//! What time it is at least, on hosts that boot in the past (spec/operations.md 16.1, spec/swarm.md COM-8).
+//!
+//! The floor is the newest of: the times of our own files, the beginning of the certificate in use, what we have written down ourselves, and
+//! what a trusted dispatcher says. The last one counts only while the system's clock is known to be behind, and never beyond the end of that
+//! dispatcher's certificate: a dispatcher whose clock is wrong must not take a sound host with it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use crate::applets::Context;
+use crate::core::clock::{self, Clock};
+use crate::core::config::AgentConfig;
+use crate::core::durable;
+use crate::core::logging::Action;
+use crate::core::paths::Platform;
+use crate::core::secure_open::{self, Trust};
+use crate::core::types::DispatcherId;
+
+/// The floor is written down at most this often without a reason.
+const PAUSE: Duration = Duration::from_secs(3600);
+/// A rise that is worth a line in the log, seconds.
+const NOTABLE: i64 = 3600;
+
+/// Where the floor is written down.
+pub(super) fn floor_path(config: &AgentConfig) -> PathBuf {
+    config.cert_staging_path.with_file_name("clock")
+}
+
+/// The clock of a process, its floor taken from what lies on disk.
+pub(super) fn clock(context: &Context, config: &AgentConfig) -> Clock {
+    let clock = Clock::with_floor_from(
+        &context.time,
+        &[
+            &config.cert,
+            &config.ca,
+            &config.trusted_dispatchers_path,
+            &config.source,
+        ],
+    );
+    if let Some(unix) = written_down(&floor_path(config)) {
+        clock.raise(unix);
+    }
+    clock
+}
+
+fn written_down(path: &Path) -> Option<i64> {
+    let text = secure_open::read_trusted(path, 64, Trust::State).ok()?;
+    clock::parse_iso(str::from_utf8(&text).ok()?.trim_end())
+}
+
+/// Who says what time it is, and until when we believe it.
+pub(super) struct Witness<'a> {
+    pub(super) dispatcher: &'a DispatcherId,
+    /// The `Date` of the request, if there is one.
+    pub(super) date: Option<i64>,
+    /// End of the dispatcher's certificate.
+    pub(super) not_after: i64,
+}
+
+impl Witness<'_> {
+    /// The latest time that a rise may reach; `None`: it says nothing that we do not know.
+    fn rise(&self, clock: &Clock) -> Option<i64> {
+        let said = self.date?.min(self.not_after);
+        (clock.is_behind() && said > clock.now()).then_some(said)
+    }
+
+    /// What may be written down: no later than what any of the two of us believes.
+    fn safe_floor(&self, clock: &Clock) -> i64 {
+        let now = clock.now().min(self.not_after);
+        self.date.map_or(now, |date| date.min(now))
+    }
+}
+
+/// The `Date` of a request in the one form that HTTP still writes.
+pub(super) fn date_of(headers: &hyper::HeaderMap) -> Option<i64> {
+    let text = headers.get(hyper::header::DATE)?.to_str().ok()?;
+    let time = httpdate::parse_http_date(text).ok()?;
+    i64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok()
+}
+
+/// Remembers when the floor was last written down.
+#[derive(Default)]
+pub(super) struct Timekeeper {
+    written: Mutex<Option<Instant>>,
+}
+
+impl Timekeeper {
+    /// A trusted dispatcher has called. Whether the floor should be written down because an hour has passed.
+    pub(super) fn heard(&self, clock: &Clock, witness: &Witness<'_>, platform: Platform) -> bool {
+        if let Some(unix) = witness.rise(clock) {
+            let rise = unix - clock.now();
+            clock.raise(unix);
+            if rise >= NOTABLE {
+                Action::new("clock-floor")
+                    .field("DISPATCHER", witness.dispatcher)
+                    .field("TIME", clock::iso(unix))
+                    .info();
+            }
+        }
+        // Flash does not like to be written every hour; there the floor is kept when something else is written anyway.
+        if platform == Platform::VolatileVar {
+            return false;
+        }
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = written.is_none_or(|at| at.elapsed() >= PAUSE);
+        if due {
+            *written = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// What to write down, made while the witness is there.
+pub(super) struct Note {
+    path: PathBuf,
+    unix: i64,
+}
+
+impl Note {
+    pub(super) fn new(config: &AgentConfig, clock: &Clock, witness: &Witness<'_>) -> Self {
+        Self {
+            path: floor_path(config),
+            unix: witness.safe_floor(clock),
+        }
+    }
+
+    /// Writes the floor down unless a later one stands there, or (without `at_once`) one of the last hour.
+    pub(super) fn write(&self, at_once: bool) {
+        let pause = if at_once { 1 } else { NOTABLE };
+        if written_down(&self.path).is_some_and(|old| self.unix < old.saturating_add(pause)) {
+            return;
+        }
+        let text = format!("{}\n", clock::iso(self.unix));
+        if let Err(error) = durable::replace(&self.path, text.as_bytes(), 0o640) {
+            Action::new("clock-floor").field("ERROR", error).warning();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::clock::TimeSource;
+    use crate::core::paths::Paths;
+
+    const YEAR: i64 = 365 * 86_400;
+
+    fn behind(dir: &Path, floor: i64) -> Clock {
+        let file = dir.join("offset");
+        std::fs::write(&file, "-4000000000").unwrap();
+        Clock::new(TimeSource::Shifted(file), floor)
+    }
+
+    #[test]
+    fn a_dispatcher_moves_only_a_clock_that_is_behind_and_not_beyond_its_own_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = DispatcherId::new("main").unwrap();
+        let now = TimeSource::System.now();
+        let witness = |date, not_after| Witness {
+            dispatcher: &id,
+            date: Some(date),
+            not_after,
+        };
+        let keeper = Timekeeper::default();
+        let tell = |clock: &Clock, w: Witness<'_>| keeper.heard(clock, &w, Platform::VolatileVar);
+        let clock = behind(dir.path(), now - YEAR);
+        assert!(
+            !tell(&clock, witness(now, now + YEAR)),
+            "nothing is due on flash"
+        );
+        assert_eq!(clock.now(), now);
+        tell(&clock, witness(now - 100, now + YEAR));
+        assert_eq!(clock.now(), now, "never back");
+        tell(&clock, witness(now + 9 * YEAR, now + YEAR));
+        assert_eq!(clock.now(), now + YEAR);
+
+        let sound = Clock::new(TimeSource::System, now - YEAR);
+        tell(&sound, witness(now + 9 * YEAR, now + 10 * YEAR));
+        assert!((sound.now() - now).abs() < 60);
+        let note = |w: Witness<'_>| w.safe_floor(&sound);
+        assert!((note(witness(now + 9 * YEAR, now + 10 * YEAR)) - now).abs() < 60);
+        assert_eq!(note(witness(now - YEAR, now + YEAR)), now - YEAR);
+        assert_eq!(note(witness(now, now - 5)), now - 5);
+    }
+
+    #[test]
+    fn the_floor_is_written_once_an_hour_and_never_lower() {
+        let dir = tempfile::tempdir().unwrap();
+        let note = |unix| Note {
+            path: dir.path().join("clock"),
+            unix,
+        };
+        let stands = || written_down(&dir.path().join("clock"));
+        assert_eq!(stands(), None);
+        for (unix, at_once, expected) in [
+            (1_900_000_000, false, 1_900_000_000),
+            (1_900_000_100, false, 1_900_000_000),
+            (1_900_000_100, true, 1_900_000_100),
+            (1_900_000_000, true, 1_900_000_100),
+            (1_900_003_700, false, 1_900_003_700),
+        ] {
+            note(unix).write(at_once);
+            assert_eq!(stands(), Some(expected), "{unix} {at_once}");
+        }
+        std::fs::write(dir.path().join("clock"), "next week").unwrap();
+        assert_eq!(stands(), None);
+        let keeper = Timekeeper::default();
+        let id = DispatcherId::new("main").unwrap();
+        let witness = Witness {
+            dispatcher: &id,
+            date: None,
+            not_after: 0,
+        };
+        let clock = Clock::system(0);
+        assert!(keeper.heard(&clock, &witness, Platform::Standard));
+        assert!(!keeper.heard(&clock, &witness, Platform::Standard));
+    }
+
+    #[test]
+    fn a_floor_that_was_written_down_survives_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new(dir.path(), Platform::Standard);
+        let mut config = AgentConfig::defaults(&paths, &dir.path().join("agent.conf"));
+        config.cert_staging_path = dir.path().join("agent.crt.staged");
+        let offset = dir.path().join("offset");
+        std::fs::write(&offset, "-4000000000").unwrap();
+        let context = Context {
+            program: "cea",
+            env: std::collections::BTreeMap::new(),
+            paths,
+            time: TimeSource::Shifted(offset),
+        };
+        durable::replace(&floor_path(&config), b"2031-01-02T03:04:05Z\n", 0o640).unwrap();
+        assert_eq!(clock(&context, &config).iso_now(), "2031-01-02T03:04:05Z");
+    }
+
+    #[test]
+    fn dates_of_requests_are_read() {
+        let date = |text: &str| {
+            let mut headers = hyper::HeaderMap::new();
+            headers.insert(hyper::header::DATE, text.parse().unwrap());
+            date_of(&headers)
+        };
+        assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        for bad in ["", "yesterday", "1994-11-06T08:49:37Z"] {
+            assert_eq!(date(bad), None, "{bad:?}");
+        }
+        assert_eq!(date_of(&hyper::HeaderMap::new()), None);
+    }
+}
