@@ -19,6 +19,8 @@ use crate::core::types::DispatcherId;
 
 /// The floor is written down at most this often without a reason.
 const PAUSE: Duration = Duration::from_secs(3600);
+/// A clock that is set back by a moment (NTP does that) is not behind; only from so many seconds on is somebody else believed.
+const NOTICEABLE_LAG: i64 = 60;
 /// A rise that is worth a line in the log, seconds.
 const NOTABLE: i64 = 3600;
 
@@ -62,7 +64,7 @@ impl Witness<'_> {
     /// The latest time that a rise may reach; `None`: it says nothing that we do not know.
     fn rise(&self, clock: &Clock) -> Option<i64> {
         let said = self.date?.min(self.not_after);
-        (clock.is_behind() && said > clock.now()).then_some(said)
+        (clock.lag() >= NOTICEABLE_LAG && said > clock.now()).then_some(said)
     }
 
     /// What may be written down: no later than what any of the two of us believes.
@@ -175,6 +177,11 @@ mod tests {
         tell(&clock, witness(now + 9 * YEAR, now + YEAR));
         assert_eq!(clock.now(), now + YEAR);
 
+        for floor in [now - YEAR, now + 30] {
+            let sound = Clock::new(TimeSource::System, floor);
+            tell(&sound, witness(now + 9 * YEAR, now + 10 * YEAR));
+            assert!((sound.now() - now).abs() < 60, "a sound clock is not moved");
+        }
         let sound = Clock::new(TimeSource::System, now - YEAR);
         tell(&sound, witness(now + 9 * YEAR, now + 10 * YEAR));
         assert!((sound.now() - now).abs() < 60);
