@@ -303,7 +303,7 @@ impl<N: Network> Change<'_, N> {
         let agents = self.registry().list()?.agents;
         Ok(agents
             .into_iter()
-            .filter(|a| !state.given_up.contains(&a.name))
+            .filter(|a| !state.is_given_up(a))
             .filter_map(|a| {
                 let lacks = why_not(&a, &state.new, &serial)?;
                 Some(Lagging {
@@ -360,7 +360,7 @@ impl<N: Network> Change<'_, N> {
     async fn tell_of_new(&self, state: &State, outcome: &mut Outcome) -> Result<(), ChangeError> {
         // Whoever was given up and turns out to know what a CA is (it was updated, or paired again) is taken along.
         let lacking = |a: &AgentRecord| {
-            let able = !a.trusted_cas.is_empty() || !state.given_up.contains(&a.name);
+            let able = !a.trusted_cas.is_empty() || !state.is_given_up(a);
             able && !a.trusted_cas.contains(&state.new)
         };
         let body = json!({
@@ -376,23 +376,24 @@ impl<N: Network> Change<'_, N> {
         state: &mut State,
         outcome: &mut Outcome,
     ) -> Result<usize, ChangeError> {
-        let given_up = state.given_up.clone();
         let holds = |a: &AgentRecord| {
-            let able = a.trusted_cas.len() > 1 || !given_up.contains(&a.name);
-            state.pending.contains(&a.name) || able && a.trusted_cas.iter().any(|ca| ca == doomed)
+            let able = a.trusted_cas.len() > 1 || !state.is_given_up(a);
+            state.is_pending(a) || able && a.trusted_cas.iter().any(|ca| ca == doomed)
         };
         let body = json!({ "action": "remove", "fingerprint": doomed });
         self.tell(holds, &body, outcome).await?;
-        let confirmed = |name: &AgentName| outcome.told.iter().any(|(a, r)| a == name && r.is_ok());
-        let before = state.pending.len();
-        state.pending.retain(|name| !confirmed(name));
-        if state.pending.len() < before {
+        let (mut left, mut news) = (0, false);
+        for agent in self.registry().list()?.agents {
+            match outcome.told.iter().find(|(name, _)| *name == agent.name) {
+                Some((_, Ok(()))) => news |= state.confirm(&agent),
+                Some((_, Err(_))) if !state.is_given_up(&agent) => left += 1,
+                _ => {}
+            }
+        }
+        if news {
             state.save(&State::path(self.config))?;
         }
-        let told = outcome.told.iter();
-        Ok(told
-            .filter(|(a, r)| r.is_err() && !given_up.contains(a))
-            .count())
+        Ok(left)
     }
 
     /// Posts to those that `concerned` picks, and writes down which CAs each says it trusts now.

@@ -241,6 +241,7 @@ impl Registry {
                 }
             }
         } else {
+            record.was(old.clone());
             record.name = new.clone();
             record.hostname = new.to_string();
             self.write(&record)?;
