@@ -4,6 +4,8 @@
 //! rename, `fsync` of the directory. After a crash at any point the target is either the old file or the new one. A left-over
 //! temporary file begins with a dot and ends in `.tmp`; readers ignore such names.
 
+pub(crate) mod crash;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -184,7 +186,8 @@ impl Prepared {
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        if !self.committed {
+        // Whoever has lost its power clears nothing away.
+        if !self.committed && !crash::is_out() {
             let _ = std::fs::remove_file(&self.temporary);
         }
     }
@@ -230,6 +233,29 @@ pub fn remove(path: &Path) -> Result<bool, DurableError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(failed(e)),
     }
+}
+
+/// Removes a directory of plain files with all that is in it, left-over temporary files included; one that is not there counts as removed.
+///
+/// # Errors
+/// Something in it, or the directory itself, cannot be removed.
+pub fn remove_dir(path: &Path) -> Result<(), DurableError> {
+    let failed = |source| DurableError::Remove {
+        path: path.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    for entry in entries {
+        remove(&entry.map_err(failed)?.path())?;
+    }
+    crash::effect()
+        .and_then(|()| std::fs::remove_dir(path))
+        .and_then(|()| sync_parent(path))
+        .map_err(failed)
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
@@ -388,48 +414,6 @@ fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
         Ok(file)
     } else {
         Err(io::Error::other("it is not a plain file: remove it"))
-    }
-}
-
-/// Power cuts for tests. Whatever changes what a reader would find (a rename, a link, a removal, a message to another host) is an effect; a
-/// test lets the first N happen and no more, then looks at what is left, as a host would after its restart.
-pub(crate) mod crash {
-    use std::io;
-
-    #[cfg(test)]
-    thread_local! {
-        static LEFT: std::cell::Cell<Option<u32>> = const { std::cell::Cell::new(None) };
-    }
-
-    /// Call before each effect. Fails only in tests.
-    ///
-    /// # Errors
-    /// The power is out: nothing may happen any more.
-    #[cfg(test)]
-    pub(crate) fn effect() -> io::Result<()> {
-        LEFT.with(|left| match left.get() {
-            None => Ok(()),
-            Some(0) => Err(io::Error::other("the power is out")),
-            Some(n) => {
-                left.set(Some(n - 1));
-                Ok(())
-            }
-        })
-    }
-
-    #[cfg(not(test))]
-    #[expect(clippy::unnecessary_wraps, reason = "its twin for tests fails")]
-    pub(crate) fn effect() -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Runs `work` on this thread with only `effects` of its effects happening. The second value: were they used up? Then there may be more.
-    #[cfg(test)]
-    pub(crate) fn after<T>(effects: u32, work: impl FnOnce() -> T) -> (T, bool) {
-        LEFT.with(|left| left.set(Some(effects)));
-        let result = work();
-        let cut = LEFT.with(|left| left.replace(None)) == Some(0);
-        (result, cut)
     }
 }
 

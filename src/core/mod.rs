@@ -28,6 +28,8 @@ pub mod sandbox;
 pub mod secure_open;
 pub mod sys;
 pub mod terminal;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tls;
 pub mod trust;
 pub mod types;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::core::client::fleet::{self, Fleet};
 use crate::core::clock::Clock;
+use crate::core::durable::crash;
 use crate::core::logging::Action;
 use crate::core::pki::ca::CaError;
 use crate::core::pki::csr::CsrError;
@@ -103,8 +104,9 @@ pub async fn renew<F: Fleet>(
     let replaced = shown.clone();
     let ca = authority.certificate().to_pem();
     // Waits for the lock on `ca.serial`.
+    let power = crash::Line::here();
     let signed = tokio::task::spawn_blocking(move || {
-        authority.renew_agent(&request, &name, &replaced, days)
+        power.feed(|| authority.renew_agent(&request, &name, &replaced, days))
     });
     let certificate = signed.await.map_err(|_| RenewalError::Lost)??;
     let body = json!({ "cert": certificate.to_pem(), "ca": ca, "reqid": reqid.as_str() });

@@ -1,7 +1,7 @@
 //! Carrying the change out: files, registry, messages.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -168,14 +168,13 @@ impl<N: Network> Change<'_, N> {
         Ok(state)
     }
 
-    /// The new CA: made now, or left by a start that was cut off. Its name is another one, so that old software tells the two apart.
+    /// The new CA, made as it is asked for now: one that a start has left which was cut off is known to nobody. Its name is another one, so that
+    /// old software tells the two apart.
     fn next_authority(&self, kind: KeyType, days: u32) -> Result<Authority, ChangeError> {
         let dir = State::next_dir(self.config);
-        if dir.join("ca.crt").exists() {
-            return Ok(Authority::load(&dir, self.clock.clone())?);
+        for left in ["ca.crt", "ca.key"] {
+            durable::remove(&dir.join(left))?;
         }
-        // A key without its certificate: the power went out between the two, and nobody has seen the key.
-        durable::remove(&dir.join("ca.key"))?;
         durable::create_dir(&dir, 0o700)?;
         let tag = types::hex(&types::random::<2>().map_err(|_| ChangeError::Random)?);
         let today = clock::iso(self.clock.now());
@@ -239,12 +238,14 @@ impl<N: Network> Change<'_, N> {
     /// Somebody has not followed, or the new CA does not sign yet.
     pub async fn finish(&self, without: &[AgentName]) -> Result<Outcome, ChangeError> {
         let mut state = State::load(self.config)?.ok_or(ChangeError::NotBegun)?;
+        let given_up = state.given_up.len();
+        state.given_up.extend(without.iter().cloned());
+        state.given_up.sort();
+        state.given_up.dedup();
         match state.phase {
-            Phase::Withdrawing => {}
+            Phase::Withdrawing if state.given_up.len() == given_up => {}
+            Phase::Withdrawing => state.save(&State::path(self.config))?,
             Phase::Changed => {
-                state.given_up.extend(without.iter().cloned());
-                state.given_up.sort();
-                state.given_up.dedup();
                 let lagging = self.lagging(&state)?;
                 if !lagging.is_empty() {
                     let words: Vec<String> = lagging
@@ -274,7 +275,7 @@ impl<N: Network> Change<'_, N> {
         let mut state = State::load(self.config)?.ok_or(ChangeError::NotBegun)?;
         match state.phase {
             Phase::Aborting => {}
-            Phase::Announcing if !self.is_ours_of(&state.new)? => {
+            Phase::Announcing if !self.is_in_use(&state.new)? => {
                 state.phase = Phase::Aborting;
                 state.save(&State::path(self.config))?;
                 self.log("aborting", &state);
@@ -353,38 +354,42 @@ impl<N: Network> Change<'_, N> {
     }
 
     async fn tell_of_new(&self, state: &State, outcome: &mut Outcome) -> Result<(), ChangeError> {
+        // Whoever was given up and turns out to know what a CA is (it was updated, or paired again) is taken along.
         let lacking = |a: &AgentRecord| {
-            !a.trusted_cas.contains(&state.new) && !state.given_up.contains(&a.name)
+            let able = !a.trusted_cas.is_empty() || !state.given_up.contains(&a.name);
+            able && !a.trusted_cas.contains(&state.new)
         };
         let body = json!({
             "action": "add", "ca": state.new_ca, "endorsement": state.endorsement,
         });
-        self.tell(lacking, &body, outcome).await.map(drop)
+        self.tell(lacking, &body, outcome).await
     }
 
-    /// How many still trust it.
+    /// How many of those that are waited for still trust it.
     async fn tell_to_drop(
         &self,
         doomed: &str,
         state: &State,
         outcome: &mut Outcome,
     ) -> Result<usize, ChangeError> {
+        let given_up = |name: &AgentName| state.given_up.contains(name);
         let holds = |a: &AgentRecord| {
-            a.trusted_cas.iter().any(|ca| ca == doomed) && !state.given_up.contains(&a.name)
+            let able = a.trusted_cas.len() > 1 || !given_up(&a.name);
+            able && a.trusted_cas.iter().any(|ca| ca == doomed)
         };
         let body = json!({ "action": "remove", "fingerprint": doomed });
-        let asked = self.tell(holds, &body, outcome).await?;
-        let confirmed = outcome.told.iter().filter(|(_, r)| r.is_ok()).count();
-        Ok(asked.saturating_sub(confirmed))
+        self.tell(holds, &body, outcome).await?;
+        let told = outcome.told.iter();
+        Ok(told.filter(|(a, r)| r.is_err() && !given_up(a)).count())
     }
 
-    /// Posts to those that `concerned` picks, and writes down which CAs each says it trusts now. Returns how many were asked.
+    /// Posts to those that `concerned` picks, and writes down which CAs each says it trusts now.
     async fn tell(
         &self,
         concerned: impl Fn(&AgentRecord) -> bool,
         body: &Value,
         outcome: &mut Outcome,
-    ) -> Result<usize, ChangeError> {
+    ) -> Result<(), ChangeError> {
         let registry = self.registry();
         let targets: Vec<Target> = registry
             .list()?
@@ -394,7 +399,7 @@ impl<N: Network> Change<'_, N> {
             .map(Target::of)
             .collect();
         if targets.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
         let names: Vec<AgentName> = targets.iter().map(|t| t.name.clone()).collect();
         let fleet = self.network.open()?;
@@ -410,7 +415,6 @@ impl<N: Network> Change<'_, N> {
         )
         .await;
         let mut now_trusted: HashMap<AgentName, Vec<String>> = HashMap::new();
-        let asked = names.len();
         for (name, reply) in names.into_iter().zip(replies) {
             let result = cas_of(&reply);
             if let Err(error) = &result {
@@ -432,7 +436,13 @@ impl<N: Network> Change<'_, N> {
                 record.trusted_cas.clone_from(cas);
             }
         })?;
-        Ok(asked)
+        Ok(())
+    }
+
+    /// Whether our certificate is of this CA, or it signs.
+    fn is_in_use(&self, fingerprint: &str) -> Result<bool, ChangeError> {
+        let signing = Authority::load(&self.config.ca_dir, self.clock.clone())?;
+        Ok(signing.certificate().fingerprint() == fingerprint || self.is_ours_of(fingerprint)?)
     }
 
     /// Whether the certificate at the configured path is of this CA.
@@ -497,20 +507,11 @@ impl<N: Network> Change<'_, N> {
     }
 
     fn clean_up(&self, state: &State) -> Result<(), ChangeError> {
-        let dir = State::next_dir(self.config);
-        for file in ["ca.key", "ca.crt", "ca.serial", OLD_KEY] {
-            durable::remove(&dir.join(file))?;
-        }
-        remove_empty(&dir);
+        durable::remove_dir(&State::next_dir(self.config))?;
         durable::remove(&State::path(self.config))?;
         self.log("over", state);
         Ok(())
     }
-}
-
-/// What is left of it (a temporary file of a crash) is no reason to stop.
-fn remove_empty(dir: &Path) {
-    let _ = std::fs::remove_dir(dir);
 }
 
 fn cas_of(reply: &Reply) -> Result<Vec<String>, String> {

@@ -22,7 +22,7 @@
 //!
 //! | after | what is there | what follows |
 //! |---|---|---|
-//! | the new CA's files are made | a directory that nobody refers to | `start` uses it |
+//! | the new CA's files are made | a directory that nobody refers to | `start` makes them anew |
 //! | the state is written | one CA trusted here | the next pass adds the other |
 //! | an agent trusts the new CA, its answer is lost | the registry does not know | it is told again, which changes nothing |
 //! | `ca.key` is the new one, `ca.crt` in the old order | both are in `ca.crt`; who signs is told by the key | the next pass puts it in order |
@@ -33,3 +33,6 @@ mod state;
 
 pub use drive::{Change, ChangeError, Lagging, Outcome, why_not};
 pub use state::{Phase, State};
+
+#[cfg(test)]
+mod tests;

@@ -271,3 +271,6 @@ fn failed(summary: &mut Summary, phase: &'static str, error: &dyn std::fmt::Disp
         .err();
     summary.failed.push((phase, error.to_string()));
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,6 @@ pub enum ApproveError {
     Csr { name: String, source: CsrError },
     #[error("'{name}' asks for a certificate for '{}': refused", .asked.escape_debug())]
     OtherName { name: String, asked: String },
-    /// Whoever has a revoked key has it for good; a host that is paired again makes a new one.
     /// A host that is paired again makes a new key; only whoever has the stolen one asks with it.
     #[error(
         "'{name}' asks with a key that is revoked (with serial {serial}, {time}): a host that is paired again makes a new key, so this is somebody with the old one; deny it"
@@ -88,6 +87,10 @@ pub enum ApproveError {
     },
     #[error(transparent)]
     Revocations(#[from] RevocationError),
+    #[error(
+        "the dispatcher's certificate is not of the CA that signs here, so agents could not verify it: if the CA is being changed, run 'ced maintain', then approve; else replace the certificate (ced rotate-cert)"
+    )]
+    OtherCa,
     #[error("{0}\nTo replace it: approve with --replace")]
     Registered(RegistryError),
     #[error("cannot read the dispatcher's certificate: {0}")]
@@ -159,6 +162,11 @@ impl Desk {
             Err(RegistryError::Damaged { .. }) if choice.replace => None,
             other => other?,
         };
+        // Of this very request: an approval that was cut off before anybody could see it.
+        let (half, previous) = match previous {
+            Some(old) if old.reqid == id.to_string() => (true, None),
+            other => (false, other),
+        };
         if let Some(old) = previous.as_ref().filter(|_| !choice.replace) {
             return Err(ApproveError::Registered(RegistryError::Exists {
                 name: record.hostname.clone(),
@@ -169,6 +177,9 @@ impl Desk {
         }
 
         let authority = Authority::load(&self.config.ca_dir, self.clock.clone())?;
+        if served.verify_signed_by(authority.certificate()).is_err() {
+            return Err(ApproveError::OtherCa);
+        }
         let certificate =
             authority.issue_agent(&request, &record.hostname, self.config.cert_days)?;
         let approval = Approval {
@@ -182,7 +193,7 @@ impl Desk {
         let verdict = claim.prepare_approval(&message::to_json(&approval))?;
         let agent = self.agent_record(&record, choice, &certificate, &served.serial);
         registry
-            .register(agent.clone(), choice.replace)
+            .register(agent.clone(), choice.replace || half)
             .map_err(|e| match e {
                 RegistryError::Exists { .. } => ApproveError::Registered(e),
                 other => other.into(),

@@ -21,7 +21,7 @@ use self::owned_file::{own_uid, read_owned};
 use super::APPROVAL_WINDOW;
 use super::ids::{Outcome, PairingId, SessionId};
 use super::record::{Record, RecordError};
-use crate::core::durable::{self, DurableError, Lock, Owner};
+use crate::core::durable::{self, DurableError, Lock, Owner, crash};
 use crate::core::ratelimit::source_key;
 use crate::core::types;
 
@@ -404,7 +404,8 @@ impl Queue {
 
     fn retire(&self, id: &PairingId, outcome: Outcome) -> Result<(), QueueError> {
         let from = self.path(id, "json");
-        match std::fs::rename(&from, self.path(id, outcome.as_str())) {
+        let to = self.path(id, outcome.as_str());
+        match crash::effect().and_then(|()| std::fs::rename(&from, to)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(QueueError::Io {
                 path: from,
                 source: e,

@@ -212,7 +212,7 @@ impl Registry {
 
     /// Gives an agent another name. Its certificate keeps the old one, which the record then remembers as `cert_cn`.
     ///
-    /// A crash in between leaves both records, never none.
+    /// A crash in between leaves both records, never none; the same rename then takes the old one away.
     ///
     /// # Errors
     /// `old` is not registered, `new` is; the records cannot be read, locked or written.
@@ -222,22 +222,30 @@ impl Registry {
         if old == new {
             return Ok(record);
         }
-        let path = self.path_of(new);
-        if path.symlink_metadata().is_ok() {
-            return Err(RegistryError::Exists {
-                name: new.clone(),
-                path,
-                paired: record.paired,
-                address: record.ip,
-            });
-        }
         record
             .cert_cn
             .get_or_insert_with(|| record.hostname.clone());
-        record.was(old.clone());
-        record.name = new.clone();
-        record.hostname = new.to_string();
-        self.write(&record)?;
+        let path = self.path_of(new);
+        if path.symlink_metadata().is_ok() {
+            match self.get(new) {
+                Ok(Some(half)) if half.is_same_pairing(&record) => record = half,
+                present => {
+                    let present = present.ok().flatten();
+                    let present = present.unwrap_or_else(|| AgentRecord::new(new.clone()));
+                    return Err(RegistryError::Exists {
+                        name: new.clone(),
+                        path,
+                        paired: present.paired,
+                        address: present.ip,
+                    });
+                }
+            }
+        } else {
+            record.was(old.clone());
+            record.name = new.clone();
+            record.hostname = new.to_string();
+            self.write(&record)?;
+        }
         durable::remove(&self.path_of(old))?;
         Ok(record)
     }
@@ -287,5 +295,7 @@ impl Registry {
     }
 }
 
+#[cfg(test)]
+mod crash_tests;
 #[cfg(test)]
 mod tests;

@@ -268,6 +268,14 @@ impl AgentRecord {
         text.into_bytes()
     }
 
+    /// Whether both stand for one pairing of one host. Of two agents at most one has the other's name in its certificate.
+    pub(super) fn is_same_pairing(&self, other: &Self) -> bool {
+        self.cert_cn == other.cert_cn
+            && self.cert_spki == other.cert_spki
+            && self.reqid == other.reqid
+            && self.paired == other.paired
+    }
+
     /// Takes over from a replaced record what pairing does not know. How to check the peer is not among it: a new pairing is strict.
     pub(super) fn inherit(&mut self, old: Self) {
         if self.tags.is_empty() {

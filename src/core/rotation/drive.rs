@@ -187,6 +187,8 @@ impl<N: Network> Rotation<'_, N> {
                 Step::Promote { serial } => {
                     self.promote(&view, &serial)?;
                     report.promoted = Some(serial);
+                    // One that was under way is the one that is wanted: not a second one on top of it.
+                    wanted = false;
                 }
                 Step::Repair { serial } => self.place(&serial)?,
                 Step::MarkStale(names) => {

@@ -179,6 +179,7 @@ fn change(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::durable::crash;
     use crate::core::pki::Version;
 
     fn serial(hex: &str) -> Serial {
@@ -324,6 +325,34 @@ mod tests {
         assert!(add(&path, &serial("ab"), &id("main")).is_err());
         assert!(path.is_dir());
         drop(dir);
+    }
+
+    #[test]
+    fn a_power_cut_leaves_the_old_map_or_the_new_one() {
+        let before = "# mine\nab main\n00:CD other # keep\n";
+        let after_add = format!("{before}ef main\n");
+        type Change = fn(&Path) -> Result<bool, TrustError>;
+        let changes: [(Change, &str); 3] = [
+            (|p| add(p, &serial("ef"), &id("main")), &after_add),
+            (
+                |p| remove(p, &serial("ab"), &id("main")),
+                "# mine\n00:CD other # keep\n",
+            ),
+            (|p| add(p, &serial("ab"), &id("main")), before),
+        ];
+        for (change, wanted) in changes {
+            for effects in 0.. {
+                let (_dir, path) = map_with(before);
+                let (_, cut) = crash::after(effects, || change(&path));
+                let left = std::fs::read_to_string(&path).unwrap();
+                assert!(left == before || left == wanted, "{effects}: {left}");
+                change(&path).unwrap();
+                assert_eq!(std::fs::read_to_string(&path).unwrap(), wanted);
+                if !cut {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]
