@@ -1,6 +1,8 @@
 //! What a dispatcher changes on an agent without anybody visiting it: serials, certificate, revocations, the time. The dispatcher is played by
 //! hand, with openssl for a CA, as a peer of 0.12.3 would do it; the agent is the real one, also as the unprivileged user that it usually is.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stop as tests do")]
+
 mod common;
 
 use std::os::unix::fs::PermissionsExt as _;
