@@ -109,6 +109,17 @@ impl Clock {
         }
     }
 
+    /// Seconds by which the clock of the system is behind the floor; 0 if it is not.
+    pub fn lag(&self) -> i64 {
+        match &self.0 {
+            Kind::Running { source, floor } => floor
+                .load(Ordering::Relaxed)
+                .saturating_sub(source.now())
+                .max(0),
+            Kind::Fixed(_) => 0,
+        }
+    }
+
     /// The time that this clock never falls below.
     pub fn floor(&self) -> i64 {
         match &self.0 {

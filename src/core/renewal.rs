@@ -64,13 +64,15 @@ pub enum Renewed {
 /// Whether a certificate that an agent shows should be renewed: more than half of its life is over, or another CA signs now. One that
 /// waits for its adoption is not due again. Pure.
 pub fn is_due(shown: &Certificate, staged: bool, signing: &Certificate, now: i64) -> bool {
-    if staged {
-        return false;
-    }
+    !staged && (is_past_half_life(shown, now) || shown.issuer_der() != signing.subject_der())
+}
+
+/// Whether more than half of a certificate's life is over. Pure.
+pub fn is_past_half_life(shown: &Certificate, now: i64) -> bool {
     // Ours begin a day early; that day is no part of their life.
     let life = shown.not_after - shown.not_before - DAY;
     let left = shown.not_after - now;
-    left.saturating_mul(2) < life || shown.issuer_der() != signing.subject_der()
+    left.saturating_mul(2) < life
 }
 
 /// Renews one agent's certificate. `shown` is the one that it has just presented.
@@ -98,11 +100,11 @@ pub async fn renew<F: Fleet>(
     let request = CertRequest::parse_pem(csr.ok_or(RenewalError::NoCsr)?)?;
     let name = judge(&request, &target.record, shown)?;
 
-    let id = shown.role_id.clone();
+    let replaced = shown.clone();
     let ca = authority.certificate().to_pem();
     // Waits for the lock on `ca.serial`.
     let signed = tokio::task::spawn_blocking(move || {
-        authority.issue_agent_with_id(&request, &name, id.as_deref(), days)
+        authority.renew_agent(&request, &name, &replaced, days)
     });
     let certificate = signed.await.map_err(|_| RenewalError::Lost)??;
     let body = json!({ "cert": certificate.to_pem(), "ca": ca, "reqid": reqid.as_str() });

@@ -120,6 +120,12 @@ impl Revocations {
             .map(|(entry, _)| entry)
     }
 
+    /// The entry by which a key is revoked.
+    pub fn find_key(&self, spki: &str) -> Option<&Entry> {
+        let same = |entry: &&Entry| entry.spki.as_deref() == Some(spki);
+        self.entries.iter().find(same)
+    }
+
     /// Whether a registered agent's certificate is revoked, as far as its record tells.
     pub fn concerns(&self, record: &AgentRecord) -> bool {
         let serial = record

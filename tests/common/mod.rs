@@ -15,6 +15,7 @@ pub mod host;
 pub mod openssl;
 pub mod process;
 pub mod python;
+pub mod rotating;
 pub mod sim;
 pub mod syslog;
 pub mod tls;
@@ -28,6 +29,7 @@ pub use executor::Executor;
 pub use fleet::{Agent, Legacy, Paired};
 pub use host::Host;
 pub use process::{Daemon, Run};
+pub use rotating::{Rotating, SharedClock};
 pub use sim::SimFleet;
 
 /// Longest that one program of ours may take before the test fails.

@@ -5,6 +5,7 @@
 //! reload nor another change can put an older state in force again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::applets::cea::gate::Caller;
 use crate::applets::cea::material;
@@ -87,7 +88,11 @@ impl Agent {
         let snapshot = &caller.snapshot;
         let witness = caller.witness();
         let platform = self.context.paths.platform();
-        if self.timekeeper.heard(&snapshot.clock, &witness, platform) {
+        let now = Instant::now();
+        if self
+            .timekeeper
+            .heard(&snapshot.clock, &witness, platform, now)
+        {
             let note = Note::new(&snapshot.config, &snapshot.clock, &witness);
             // Nobody waits for it: without it the host only knows less after its next start.
             drop(tokio::task::spawn_blocking(move || note.write(false)));

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use crate::applets::cea::revocations::{self, Revocations};
+use crate::applets::cea::revocations::Revocations;
 use crate::applets::cea::{Files, material, scripts, state, timekeeping};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::config::{self, AgentConfig, Allowlist};
@@ -174,7 +174,7 @@ impl Findings {
         if !own.trusted.evidence.is_empty() {
             say!(
                 "CAs in force from '{}' ({}); 'cea promote-cert' (root) puts them into place",
-                material::staged_ca_path(config).display(),
+                config.staged_ca().display(),
                 own.trusted.cas.len()
             );
         }
@@ -211,7 +211,7 @@ impl Findings {
                 if !lists.pushed.is_empty() {
                     say!(
                         "Revocation list of dispatchers OK: {} ({} serial(s))",
-                        revocations::pushed_path(config).display(),
+                        config.pushed_revocations().display(),
                         lists.pushed.len()
                     );
                 }

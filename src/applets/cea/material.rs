@@ -4,7 +4,7 @@
 //! the rules of `core::pki::renewal` and `core::pki::succession` is used at once and after every start, whether or not root has put it into
 //! place yet; one that does not is as if it were not there.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::core::clock::Clock;
 use crate::core::config::AgentConfig;
@@ -110,16 +110,11 @@ fn trusted(config: &AgentConfig) -> Result<Trusted, String> {
         Staged::Later(error) | Staged::Never(error) => {
             Action::new("ca-staged-ignored")
                 .field("ERROR", error)
-                .field("PATH", staged_ca_path(config).display())
+                .field("PATH", config.staged_ca().display())
                 .warning();
             Ok(Trusted::live(live))
         }
     }
-}
-
-/// Where changed CAs wait for root.
-pub(super) fn staged_ca_path(config: &AgentConfig) -> PathBuf {
-    config.cert_staging_path.with_file_name("ca.crt.staged")
 }
 
 /// Judges what lies at `cert_staging_path`.
@@ -155,9 +150,9 @@ fn sorted<T>(error: &RenewalError) -> Staged<T> {
     }
 }
 
-/// Judges what lies at [`staged_ca_path`].
+/// Judges what lies at [`AgentConfig::staged_ca`].
 pub(super) fn staged_authorities(config: &AgentConfig, live: &[Certificate]) -> Staged<Trusted> {
-    let all = match read_staged(&staged_ca_path(config)) {
+    let all = match read_staged(&config.staged_ca()) {
         Staged::Fresh(all) => all,
         Staged::Later(error) => return Staged::Later(error),
         Staged::Never(error) => return Staged::Never(error),

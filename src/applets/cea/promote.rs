@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-use crate::applets::cea::material::{self, Staged, staged_ca_path};
+use crate::applets::cea::material::{self, Staged};
 use crate::applets::cea::revocations::Revocations;
 use crate::applets::cea::{Files, timekeeping};
 use crate::applets::{Context, Exit};
@@ -40,7 +40,7 @@ pub(super) fn where_we_may(config: &AgentConfig, clock: &Clock) {
 }
 
 fn adopt(config: &AgentConfig, clock: &Clock, may_write: impl Fn(&Path) -> bool) {
-    let work = [config.cert_staging_path.clone(), staged_ca_path(config)];
+    let work = [config.cert_staging_path.clone(), config.staged_ca()];
     if work.iter().all(|p| std::fs::symlink_metadata(p).is_err()) {
         return;
     }
@@ -57,7 +57,7 @@ fn adopt_authorities(config: &AgentConfig, may_write: bool) -> Option<Vec<Certif
     let place = Place {
         what: "CA",
         action: "ca-promote",
-        staged: staged_ca_path(config),
+        staged: config.staged_ca(),
     };
     let live = match material::authorities(config) {
         Ok(live) => live,
@@ -270,7 +270,7 @@ mod tests {
         };
         let only_next = both.without(&both.cas[0].fingerprint()).unwrap();
         let clock = Clock::system(0);
-        let staged_ca = staged_ca_path(&config);
+        let staged_ca = config.staged_ca();
         let steps = || -> Result<(), durable::DurableError> {
             durable::replace(&staged_ca, both.to_pem().as_bytes(), 0o640)?;
             durable::replace(&config.cert_staging_path, new.to_pem().as_bytes(), 0o640)?;

@@ -1,7 +1,5 @@
 //! Serials that are refused: the list of the administrator, and the one that dispatchers push.
 
-use std::path::PathBuf;
-
 use crate::core::config::AgentConfig;
 use crate::core::trust::{self, RevocationList, TrustError};
 use crate::core::types::Serial;
@@ -21,21 +19,11 @@ impl Revocations {
     pub(super) fn load(config: &AgentConfig) -> Result<Self, TrustError> {
         Ok(Self {
             local: RevocationList::load(&config.revoked_serials)?,
-            pushed: trust::load_pushed(&pushed_path(config))?,
+            pushed: trust::load_pushed(&config.pushed_revocations())?,
         })
     }
 
     pub(super) fn contains(&self, serial: &Serial) -> bool {
         self.pushed.contains(serial) || self.local.as_ref().is_some_and(|l| l.contains(serial))
-    }
-}
-
-/// The list that the agent's user may write. Never the administrator's, wherever that one lies.
-pub(super) fn pushed_path(config: &AgentConfig) -> PathBuf {
-    let path = config.cert_staging_path.with_file_name("revoked-serials");
-    if path == config.revoked_serials {
-        path.with_file_name("revoked-serials.pushed")
-    } else {
-        path
     }
 }

@@ -13,7 +13,7 @@ use crate::applets::cea::admission::Admission;
 use crate::applets::cea::isolation::Isolation;
 use crate::applets::cea::jobs::Jobs;
 use crate::applets::cea::material::Material;
-use crate::applets::cea::revocations::{self, Revocations};
+use crate::applets::cea::revocations::Revocations;
 use crate::applets::cea::timekeeping::{self, Timekeeper};
 use crate::applets::cea::{Files, material, scripts};
 use crate::complain;
@@ -92,7 +92,7 @@ impl Snapshot {
         if let Some(list) = &revoked.local {
             warn_of_lines(list.skipped(), &config.revoked_serials, "no serial");
         }
-        let pushed = revocations::pushed_path(&config);
+        let pushed = config.pushed_revocations();
         warn_of_lines(revoked.pushed.skipped(), &pushed, "no serial");
         let trust = TrustMap::load(&config.trusted_dispatchers_path).map_err(|e| unusable(&e))?;
         warn_of_lines(
@@ -210,7 +210,7 @@ impl Agent {
             isolation: Isolation::default(),
             admission,
             host: OnceCell::new(),
-            timekeeper: Timekeeper::default(),
+            timekeeper: Timekeeper::new(Instant::now()),
             changes: tokio::sync::Mutex::new(()),
         }
     }

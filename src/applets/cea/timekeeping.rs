@@ -19,13 +19,10 @@ use crate::core::types::DispatcherId;
 
 /// The floor is written down at most this often without a reason.
 const PAUSE: Duration = Duration::from_secs(3600);
+/// A clock that is set back by a moment (NTP does that) is not behind; only from so many seconds on is somebody else believed.
+const NOTICEABLE_LAG: i64 = 60;
 /// A rise that is worth a line in the log, seconds.
 const NOTABLE: i64 = 3600;
-
-/// Where the floor is written down.
-pub(super) fn floor_path(config: &AgentConfig) -> PathBuf {
-    config.cert_staging_path.with_file_name("clock")
-}
 
 /// The clock of a process, its floor taken from what lies on disk.
 pub(super) fn clock(context: &Context, config: &AgentConfig) -> Clock {
@@ -38,7 +35,7 @@ pub(super) fn clock(context: &Context, config: &AgentConfig) -> Clock {
             &config.source,
         ],
     );
-    if let Some(unix) = written_down(&floor_path(config)) {
+    if let Some(unix) = written_down(&config.clock_floor()) {
         clock.raise(unix);
     }
     clock
@@ -62,7 +59,7 @@ impl Witness<'_> {
     /// The latest time that a rise may reach; `None`: it says nothing that we do not know.
     fn rise(&self, clock: &Clock) -> Option<i64> {
         let said = self.date?.min(self.not_after);
-        (clock.is_behind() && said > clock.now()).then_some(said)
+        (clock.lag() >= NOTICEABLE_LAG && said > clock.now()).then_some(said)
     }
 
     /// What may be written down: no later than what any of the two of us believes.
@@ -79,19 +76,31 @@ pub(super) fn date_of(headers: &hyper::HeaderMap) -> Option<i64> {
     i64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok()
 }
 
-/// Remembers when the floor was last written down.
-#[derive(Default)]
+/// Remembers when the floor was last written down; a start counts as that, so that a host that only answers changes nothing on its disk.
 pub(super) struct Timekeeper {
-    written: Mutex<Option<Instant>>,
+    written: Mutex<Instant>,
 }
 
 impl Timekeeper {
-    /// A trusted dispatcher has called. Whether the floor should be written down because an hour has passed.
-    pub(super) fn heard(&self, clock: &Clock, witness: &Witness<'_>, platform: Platform) -> bool {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            written: Mutex::new(now),
+        }
+    }
+
+    /// A trusted dispatcher has called. Whether the floor should be written down: an hour has passed, or it has just risen by much.
+    pub(super) fn heard(
+        &self,
+        clock: &Clock,
+        witness: &Witness<'_>,
+        platform: Platform,
+        now: Instant,
+    ) -> bool {
+        let mut notable = false;
         if let Some(unix) = witness.rise(clock) {
-            let rise = unix - clock.now();
+            notable = unix - clock.now() >= NOTABLE;
             clock.raise(unix);
-            if rise >= NOTABLE {
+            if notable {
                 Action::new("clock-floor")
                     .field("DISPATCHER", witness.dispatcher)
                     .field("TIME", clock::iso(unix))
@@ -103,9 +112,9 @@ impl Timekeeper {
             return false;
         }
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = written.is_none_or(|at| at.elapsed() >= PAUSE);
+        let due = notable || now.duration_since(*written) >= PAUSE;
         if due {
-            *written = Some(Instant::now());
+            *written = now;
         }
         due
     }
@@ -120,7 +129,7 @@ pub(super) struct Note {
 impl Note {
     pub(super) fn new(config: &AgentConfig, clock: &Clock, witness: &Witness<'_>) -> Self {
         Self {
-            path: floor_path(config),
+            path: config.clock_floor(),
             unix: witness.safe_floor(clock),
         }
     }
@@ -162,8 +171,10 @@ mod tests {
             date: Some(date),
             not_after,
         };
-        let keeper = Timekeeper::default();
-        let tell = |clock: &Clock, w: Witness<'_>| keeper.heard(clock, &w, Platform::VolatileVar);
+        let began = Instant::now();
+        let keeper = Timekeeper::new(began);
+        let on = |clock: &Clock, w: Witness<'_>, platform| keeper.heard(clock, &w, platform, began);
+        let tell = |clock: &Clock, w: Witness<'_>| on(clock, w, Platform::VolatileVar);
         let clock = behind(dir.path(), now - YEAR);
         assert!(
             !tell(&clock, witness(now, now + YEAR)),
@@ -174,7 +185,14 @@ mod tests {
         assert_eq!(clock.now(), now, "never back");
         tell(&clock, witness(now + 9 * YEAR, now + YEAR));
         assert_eq!(clock.now(), now + YEAR);
+        let clock = behind(dir.path(), now - YEAR);
+        assert!(on(&clock, witness(now, now + YEAR), Platform::Standard));
 
+        for floor in [now - YEAR, now + 30] {
+            let sound = Clock::new(TimeSource::System, floor);
+            tell(&sound, witness(now + 9 * YEAR, now + 10 * YEAR));
+            assert!((sound.now() - now).abs() < 60, "a sound clock is not moved");
+        }
         let sound = Clock::new(TimeSource::System, now - YEAR);
         tell(&sound, witness(now + 9 * YEAR, now + 10 * YEAR));
         assert!((sound.now() - now).abs() < 60);
@@ -205,7 +223,8 @@ mod tests {
         }
         std::fs::write(dir.path().join("clock"), "next week").unwrap();
         assert_eq!(stands(), None);
-        let keeper = Timekeeper::default();
+        let began = Instant::now();
+        let keeper = Timekeeper::new(began);
         let id = DispatcherId::new("main").unwrap();
         let witness = Witness {
             dispatcher: &id,
@@ -213,8 +232,13 @@ mod tests {
             not_after: 0,
         };
         let clock = Clock::system(0);
-        assert!(keeper.heard(&clock, &witness, Platform::Standard));
-        assert!(!keeper.heard(&clock, &witness, Platform::Standard));
+        let due = |after| keeper.heard(&clock, &witness, Platform::Standard, began + after);
+        assert!(!due(Duration::ZERO), "a start changes nothing");
+        assert!(due(PAUSE));
+        assert!(!due(PAUSE + Duration::from_secs(1)));
+        assert!(due(2 * PAUSE));
+        let flash = Platform::VolatileVar;
+        assert!(!keeper.heard(&clock, &witness, flash, began + 9 * PAUSE));
     }
 
     #[test]
@@ -231,7 +255,7 @@ mod tests {
             paths,
             time: TimeSource::Shifted(offset),
         };
-        durable::replace(&floor_path(&config), b"2031-01-02T03:04:05Z\n", 0o640).unwrap();
+        durable::replace(&config.clock_floor(), b"2031-01-02T03:04:05Z\n", 0o640).unwrap();
         assert_eq!(clock(&context, &config).iso_now(), "2031-01-02T03:04:05Z");
     }
 

@@ -42,6 +42,8 @@ struct Verdict {
     status: Status,
     /// Empty when accepted.
     error: String,
+    /// The agent may have taken the run although its answer did not arrive.
+    unknown: bool,
 }
 
 /// Only 202 means that the agent has the run.
@@ -65,7 +67,15 @@ fn judge(answer: &Result<Answer, ExchangeError>) -> Verdict {
         Err(ExchangeError::Busy(words)) => (Status::Busy, words.clone()),
         Err(error) => (Status::Error, error.to_string()),
     };
-    Verdict { status, error }
+    let unknown = matches!(
+        answer,
+        Err(ExchangeError::Closed | ExchangeError::Lost(_) | ExchangeError::ReadTimeout(_))
+    );
+    Verdict {
+        status,
+        error,
+        unknown,
+    }
 }
 
 /// Submits, records, prints.
@@ -127,21 +137,33 @@ pub(super) fn submit(
         }
     };
     let mut submitted = BTreeMap::new();
+    let mut accepted = false;
     let mut objects: Vec<Map<String, Value>> = Vec::new();
     for result in &results {
         let verdict = judge(&result.answer);
-        let mut entry = entry(&result.target, verdict.status.clone());
+        accepted |= verdict.status == Status::Accepted;
+        // What may run is asked after: a host that does not know of it says so.
+        let stored = if verdict.unknown {
+            Status::Accepted
+        } else {
+            verdict.status.clone()
+        };
+        let mut entry = entry(&result.target, stored);
         let mut object = result.object(reqid.as_str(), |_| json!({"script": plan.script}));
         object.insert("status".to_owned(), verdict.status.as_str().into());
         object.insert("reqid".to_owned(), reqid.as_str().into());
         if !verdict.error.is_empty() {
-            entry = entry.with("error", verdict.error.as_str());
+            let key = if verdict.unknown {
+                "fetch_error"
+            } else {
+                "error"
+            };
+            entry = entry.with(key, verdict.error.as_str());
             object.insert("error".to_owned(), verdict.error.into());
         }
         submitted.insert(result.host().to_owned(), entry);
         objects.push(object);
     }
-    let accepted = submitted.values().any(Entry::is_pending);
     if recorded.is_ok()
         && let Some(error) = store.settle(record, submitted).problem
     {
@@ -190,6 +212,9 @@ fn print(result: &HostResult, verdict: &Verdict) {
     let told = match verdict.status {
         Status::Accepted => format!("accepted  {}", result.rtt),
         Status::Busy => format!("BUSY: {error}"),
+        _ if verdict.unknown => {
+            format!("ERROR: {error} - it may run all the same; 'ced status' asks the host")
+        }
         _ => format!("ERROR: {error}"),
     };
     say!("==> {}  [{told}]", result.label());

@@ -215,6 +215,29 @@ pub struct AgentConfig {
     pub pairing_require_bound_code: bool,
 }
 
+/// What the agent itself writes beside `cert_staging_path`, where its user may.
+impl AgentConfig {
+    /// CAs that a dispatcher has changed, until root puts them into `ca`.
+    pub fn staged_ca(&self) -> PathBuf {
+        self.cert_staging_path.with_file_name("ca.crt.staged")
+    }
+
+    /// Serials that dispatchers have revoked. Never the administrator's list, wherever that one lies.
+    pub fn pushed_revocations(&self) -> PathBuf {
+        let path = self.cert_staging_path.with_file_name("revoked-serials");
+        if path == self.revoked_serials {
+            path.with_file_name("revoked-serials.pushed")
+        } else {
+            path
+        }
+    }
+
+    /// What time it was at least.
+    pub fn clock_floor(&self) -> PathBuf {
+        self.cert_staging_path.with_file_name("clock")
+    }
+}
+
 /// One line of `scripts.conf` or one `[scripts.NAME]`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ScriptEntry {

@@ -13,10 +13,11 @@ pub use revoke::Told;
 pub use schedule::Schedule;
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::core::ca_change::{Change, Outcome};
 use crate::core::client::fleet::Network;
+use crate::core::client::open;
 use crate::core::clock::Clock;
 use crate::core::config::DispatcherConfig;
 use crate::core::durable::DurableError;
@@ -25,8 +26,11 @@ use crate::core::logging::Action;
 use crate::core::registry::{AgentRecord, Registry, SerialStatus, Target};
 use crate::core::revocation::Revocations;
 use crate::core::rotation::{Issuer, Report, Rotation, RotationError, State};
+use crate::core::runs::Store;
 use crate::core::types::{AgentName, Serial};
 
+/// From when on a CA that ends is told of: agents' certificates may last longer than that.
+const CA_WARNING_DAYS: i64 = 400;
 /// How long a pass waits for another one to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -48,6 +52,8 @@ pub struct Summary {
     pub ca: Outcome,
     /// Agents that were told what is revoked.
     pub revoked: Vec<(AgentName, Told)>,
+    /// Old records of runs that were removed.
+    pub purged: usize,
     /// Phases that failed, with the reason.
     pub failed: Vec<(&'static str, String)>,
 }
@@ -79,6 +85,8 @@ impl<N: Network> Maintenance<'_, N> {
         let begin = rotate && self.is_rotation_due(&mut summary);
         self.rotate(begin, None, &mut summary).await;
         self.revoke_everywhere(None, &mut summary).await;
+        self.look_at_cas(&mut summary);
+        summary.purged = self.purge();
         Action::new("maintain")
             .field("AGENTS", summary.agents)
             .field("PINGED", summary.pinged)
@@ -95,40 +103,58 @@ impl<N: Network> Maintenance<'_, N> {
         };
         self.learn(seen, &mut summary);
         self.renew(seen, &mut summary).await;
-        let only: HashSet<AgentName> = seen.iter().map(|s| s.target.name.clone()).collect();
-        self.revoke_everywhere(Some(&only), &mut summary).await;
-        self.rotate(false, Some(only), &mut summary).await;
+        let only = self.late(seen.iter().map(|s| &s.target.record));
+        self.catch_up(&only, &mut summary).await;
         summary
     }
 
     /// After any other contact: tells those that have just answered what they have missed. Costs nothing where nobody has missed anything.
     pub async fn after_contact(&self, answered: impl IntoIterator<Item = &AgentRecord>) -> Summary {
         let mut summary = Summary::default();
+        let only = self.late(answered);
+        if !only.is_empty()
+            && let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO)
+        {
+            self.catch_up(&only, &mut summary).await;
+        }
+        summary
+    }
+
+    async fn catch_up(&self, only: &HashSet<AgentName>, summary: &mut Summary) {
+        if !only.is_empty() {
+            self.revoke_everywhere(Some(only), summary).await;
+            self.rotate(false, Some(only.clone()), summary).await;
+        }
+    }
+
+    /// Who has not confirmed a serial of ours or a revocation, or still has to drop a serial.
+    fn late<'r>(&self, records: impl IntoIterator<Item = &'r AgentRecord>) -> HashSet<AgentName> {
         let revoked = Revocations::load(&self.config.revoked_file).map_or(0, |r| r.count());
-        let state = State::load(&self.config.rotation.file).ok().flatten();
-        let wanted = state.as_ref().and_then(State::wanted);
-        let wanted = wanted.and_then(|text| Serial::parse_hex(text).ok());
-        let late = |record: &&AgentRecord| {
+        let state = State::load(&self.config.rotation.file)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        let wanted = state.wanted().and_then(|text| Serial::parse_hex(text).ok());
+        let now = self.clock.now();
+        let withdrawing: HashSet<&AgentName> = state
+            .retiring
+            .iter()
+            .filter(|r| r.is_over(now))
+            .flat_map(|r| &r.pending)
+            .collect();
+        let is_late = |record: &&AgentRecord| {
             record.revocations < revoked
+                || withdrawing.contains(&record.name)
                 || wanted.as_ref().is_some_and(|serial| {
                     record.serial_status != SerialStatus::Current
                         || !names_serial(&record.dispatcher_serial, serial)
                 })
         };
-        let only: HashSet<AgentName> = answered
+        records
             .into_iter()
-            .filter(late)
+            .filter(is_late)
             .map(|record| record.name.clone())
-            .collect();
-        if only.is_empty() {
-            return summary;
-        }
-        let Ok(_lock) = Rotation::<N>::lock(self.config, Duration::ZERO) else {
-            return summary;
-        };
-        self.revoke_everywhere(Some(&only), &mut summary).await;
-        self.rotate(false, Some(only), &mut summary).await;
-        summary
+            .collect()
     }
 
     async fn contact_everybody(&self, summary: &mut Summary) {
@@ -166,6 +192,28 @@ impl<N: Network> Maintenance<'_, N> {
             Ok(outcome) => summary.ca = outcome,
             Err(error) => failed(summary, "ca", &error),
         }
+    }
+
+    /// A CA that ends takes the whole fleet with it, and nobody looks at a date ten years away.
+    fn look_at_cas(&self, summary: &mut Summary) {
+        let now = self.clock.now();
+        for ca in open::load_cas(self.config).unwrap_or_default() {
+            let left = (ca.not_after - now) / 86_400;
+            if left < CA_WARNING_DAYS {
+                let text = format!(
+                    "the CA certificate {} ends at {} ({left} days left): replace it with 'ced rotate-ca start'",
+                    ca.fingerprint(),
+                    ca.expiry_text()
+                );
+                failed(summary, "ca", &text);
+            }
+        }
+    }
+
+    /// Old records of runs. Ages of files are told by the clock of the kernel, whatever ours says.
+    fn purge(&self) -> usize {
+        let store = Store::new(self.config.runs_dir.clone(), self.config.run_retention);
+        store.purge(SystemTime::now())
     }
 
     fn rotation(&self) -> Rotation<'_, N> {

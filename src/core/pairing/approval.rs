@@ -24,6 +24,8 @@ use crate::core::pki::cert::CertError;
 use crate::core::pki::csr::CsrError;
 use crate::core::pki::{Authority, CertRequest, Certificate, keys};
 use crate::core::registry::{AgentRecord, LookupBy, Registry, RegistryError, SerialStatus};
+use crate::core::revocation::{RevocationError, Revocations};
+use crate::core::rotation;
 use crate::core::secure_open::{self, OpenError};
 use crate::core::types::{self, Serial};
 use crate::core::wire::AGENT_PORT;
@@ -74,6 +76,18 @@ pub enum ApproveError {
     Csr { name: String, source: CsrError },
     #[error("'{name}' asks for a certificate for '{}': refused", .asked.escape_debug())]
     OtherName { name: String, asked: String },
+    /// Whoever has a revoked key has it for good; a host that is paired again makes a new one.
+    /// A host that is paired again makes a new key; only whoever has the stolen one asks with it.
+    #[error(
+        "'{name}' asks with a key that is revoked (with serial {serial}, {time}): a host that is paired again makes a new key, so this is somebody with the old one; deny it"
+    )]
+    Revoked {
+        name: String,
+        serial: String,
+        time: String,
+    },
+    #[error(transparent)]
+    Revocations(#[from] RevocationError),
     #[error("{0}\nTo replace it: approve with --replace")]
     Registered(RegistryError),
     #[error("cannot read the dispatcher's certificate: {0}")]
@@ -132,6 +146,14 @@ impl Desk {
             return Err(ApproveError::CertificateChanged(id.clone()));
         }
         let request = check_csr(&record)?;
+        let revoked = Revocations::load(&self.config.revoked_file)?;
+        if let Some(entry) = revoked.find_key(&keys::spki_sha256(request.spki())) {
+            return Err(ApproveError::Revoked {
+                name: record.hostname.to_string(),
+                serial: entry.serial.clone(),
+                time: entry.time.clone(),
+            });
+        }
         let registry = self.registry();
         let previous = match registry.get(&record.hostname) {
             Err(RegistryError::Damaged { .. }) if choice.replace => None,
@@ -215,11 +237,21 @@ impl Desk {
         agent.port = choice.port.or(record.port).unwrap_or(AGENT_PORT);
         // What a Perl dispatcher on the same registry would write (spec/dispatcher.md 14.5).
         agent.dispatcher_serial = served.legacy();
-        agent.serial_status = SerialStatus::Current;
+        // What it has been told is the certificate in use; one that is being announced it has yet to hear of.
+        agent.serial_status = if self.is_announcing() {
+            SerialStatus::Pending
+        } else {
+            SerialStatus::Current
+        };
         agent.serial_confirmed = now;
         agent.cert_serial = Some(certificate.serial.to_string());
         agent.cert_spki = Some(keys::spki_sha256(&certificate.spki));
         agent
+    }
+
+    fn is_announcing(&self) -> bool {
+        let state = rotation::State::load(&self.config.rotation.file);
+        state.is_ok_and(|s| s.is_some_and(|s| s.next_serial.is_some()))
     }
 
     /// Puts the registry back to what it was before an approval that came to nothing. Never worse than leaving it: failures are logged by their effect.

@@ -35,6 +35,8 @@ pub struct Targets {
     pub map: PathBuf,
     /// A renewed certificate that waits to be promoted belongs to the old key.
     pub staged: PathBuf,
+    /// CAs that were brought by a change of the old CA: what is installed now is what counts.
+    pub staged_ca: PathBuf,
     /// The agent's own directory; what is in it belongs to the service.
     pub state_dir: PathBuf,
 }
@@ -49,6 +51,7 @@ impl Targets {
             ca: config.ca.clone(),
             map: config.trusted_dispatchers_path.clone(),
             staged: config.cert_staging_path.clone(),
+            staged_ca: config.staged_ca(),
         }
     }
 }
@@ -156,7 +159,7 @@ pub enum Step {
     /// Forgets the dispatchers of the other CA.
     DropMap,
     RemoveCertificate,
-    /// Removes a renewed certificate of the old key.
+    /// Removes a renewed certificate of the old key, and CAs that were brought while the old pairing lasted.
     RemoveStaged,
     PlaceKey,
     PlaceCa,
@@ -239,7 +242,10 @@ impl<'a> Installation<'a> {
             Step::AddTrust => self.add_trust()?,
             Step::DropMap => drop(durable::remove(&self.targets.map)?),
             Step::RemoveCertificate => drop(durable::remove(&self.targets.cert)?),
-            Step::RemoveStaged => drop(durable::remove(&self.targets.staged)?),
+            Step::RemoveStaged => {
+                durable::remove(&self.targets.staged)?;
+                durable::remove(&self.targets.staged_ca)?;
+            }
             Step::PlaceKey => place(&mut self.key)?,
             Step::PlaceCa => place(&mut self.ca)?,
             Step::PlaceCertificate => place(&mut self.certificate)?,
@@ -299,6 +305,7 @@ mod tests {
                 ca: at("etc/ca.crt"),
                 map: at("var/ctrl-exec-dispatchers"),
                 staged: at("var/agent.crt.staged"),
+                staged_ca: at("var/ca.crt.staged"),
                 state_dir: at("var"),
             };
             check_writable(&targets, Owners::default()).unwrap();

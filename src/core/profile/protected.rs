@@ -43,6 +43,9 @@ pub fn protected_paths(
         config.trusted_dispatchers_path.clone(),
         config.revoked_serials.clone(),
         config.cert_staging_path.clone(),
+        config.staged_ca(),
+        config.pushed_revocations(),
+        config.clock_floor(),
     ]);
     read_only.extend(config.auth_hook.as_ref().map(|hook| hook.path.clone()));
     read_only.extend(binary.map(Path::to_owned));

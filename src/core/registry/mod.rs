@@ -234,6 +234,7 @@ impl Registry {
         record
             .cert_cn
             .get_or_insert_with(|| record.hostname.clone());
+        record.was(old.clone());
         record.name = new.clone();
         record.hostname = new.to_string();
         self.write(&record)?;

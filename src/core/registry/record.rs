@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use crate::core::types::AgentName;
 use crate::core::wire::AGENT_PORT;
 
+/// Renames that count within one overlap; more would be somebody's loop.
+const MAX_FORMER_NAMES: usize = 8;
+
 /// Whether an agent is addressed by its name or by its stored address.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum LookupBy {
@@ -106,6 +109,8 @@ pub struct AgentRecord {
     pub trusted_cas: Vec<String>,
     /// How many entries of our revocation journal the agent has confirmed (ours).
     pub revocations: u64,
+    /// Names that it had here before, the last one last (ours): what was written down under them is still about it.
+    pub formerly: Vec<AgentName>,
     /// Fields of other versions.
     extra: Map<String, Value>,
 }
@@ -114,6 +119,14 @@ impl AgentRecord {
     /// A record that knows nothing but the name.
     pub fn new(name: AgentName) -> Self {
         Self::from_map(name, Map::new())
+    }
+
+    /// Remembers a name that it gives up; the oldest ones are forgotten.
+    pub(super) fn was(&mut self, old: AgentName) {
+        self.formerly.retain(|name| *name != old);
+        self.formerly.push(old);
+        let surplus = self.formerly.len().saturating_sub(MAX_FORMER_NAMES);
+        self.formerly.drain(..surplus);
     }
 
     /// The CN that the agent's certificate must have.
@@ -183,6 +196,13 @@ impl AgentRecord {
                 _ => Vec::new(),
             },
             revocations: text(map, "revocations").parse().unwrap_or(0),
+            formerly: match map.remove("formerly") {
+                Some(Value::Array(all)) => all
+                    .into_iter()
+                    .filter_map(|name| AgentName::new(&plain(name)?).ok())
+                    .collect(),
+                _ => Vec::new(),
+            },
             extra: std::mem::take(map),
             name,
         }
@@ -231,6 +251,10 @@ impl AgentRecord {
         }
         if !self.trusted_cas.is_empty() {
             map.insert("trusted_cas".to_owned(), self.trusted_cas.clone().into());
+        }
+        if !self.formerly.is_empty() {
+            let names: Vec<&str> = self.formerly.iter().map(AgentName::as_str).collect();
+            map.insert("formerly".to_owned(), names.into());
         }
         if self.revocations > 0 {
             map.insert("revocations".to_owned(), self.revocations.into());

@@ -38,6 +38,8 @@ pub struct Kept {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Agent {
     pub name: AgentName,
+    /// Names that it had before.
+    pub formerly: Vec<AgentName>,
     /// Our serial that it is known to trust, as the registry has it.
     pub trusts: String,
     pub status: SerialStatus,
@@ -49,10 +51,16 @@ impl Agent {
     pub fn of(record: &AgentRecord, can_follow: bool) -> Self {
         Self {
             name: record.name.clone(),
+            formerly: record.formerly.clone(),
             trusts: record.dispatcher_serial.clone(),
             status: record.serial_status,
             can_follow,
         }
+    }
+
+    /// Every name under which something may have been written down about it.
+    pub fn names(&self) -> impl Iterator<Item = &AgentName> {
+        std::iter::once(&self.name).chain(&self.formerly)
     }
 
     /// Whether it is known to trust this serial.
@@ -227,10 +235,11 @@ fn withdraw(view: &View, tried: &Tried) -> Option<Step> {
         if !retiring.is_over(view.now) || expired(view, &retiring.serial) {
             continue;
         }
+        let pending: HashSet<&AgentName> = retiring.pending.iter().collect();
         let agents: Vec<AgentName> = view
             .agents
             .iter()
-            .filter(|a| a.is_current(&present) && retiring.pending.contains(&a.name))
+            .filter(|a| a.is_current(&present) && a.names().any(|name| pending.contains(name)))
             .filter(|a| tried.may_withdraw(&retiring.serial, &a.name))
             .map(|a| a.name.clone())
             .collect();
@@ -255,7 +264,7 @@ fn expired(view: &View, old: &str) -> bool {
 }
 
 fn settle(view: &View) -> Option<Step> {
-    let registered: HashSet<&AgentName> = view.agents.iter().map(|a| &a.name).collect();
+    let registered: HashSet<&AgentName> = view.agents.iter().flat_map(Agent::names).collect();
     let done = view.state.retiring.iter().find(|r| {
         let over = r.is_over(view.now);
         over && (expired(view, &r.serial)

@@ -201,7 +201,8 @@ impl<N: Network> Rotation<'_, N> {
                 } => {
                     let asked = agents.iter().cloned().map(|agent| (old.clone(), agent));
                     tried.retired.extend(asked);
-                    self.withdraw(&old, &present, agents, &mut report).await?;
+                    self.withdraw(&view, &old, &present, agents, &mut report)
+                        .await?;
                 }
                 Step::Settle { old } => self.settle(&old)?,
                 Step::Forget { serial } => PairStore::of(self.config).remove(&serial)?,
@@ -498,6 +499,7 @@ impl<N: Network> Rotation<'_, N> {
 
     async fn withdraw(
         &self,
+        view: &View,
         old: &str,
         present: &Serial,
         agents: Vec<AgentName>,
@@ -529,9 +531,16 @@ impl<N: Network> Rotation<'_, N> {
             }
         }
         if !done.is_empty() {
+            let told: HashSet<&AgentName> = done.iter().collect();
+            let told: HashSet<&AgentName> = view
+                .agents
+                .iter()
+                .filter(|a| told.contains(&a.name))
+                .flat_map(Agent::names)
+                .collect();
             let mut state = self.state()?;
             for retiring in state.retiring.iter_mut().filter(|r| r.serial == old) {
-                retiring.pending.retain(|name| !done.contains(name));
+                retiring.pending.retain(|name| !told.contains(name));
             }
             self.save(&state)?;
         }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::core::clock;
 use crate::core::durable::{self, DurableError};
+use crate::core::keyring::names_serial;
 use crate::core::logging::Action;
 use crate::core::secure_open::{self, OpenError};
 use crate::core::types::{AgentName, Serial};
@@ -125,7 +126,12 @@ impl State {
         let Some(previous) = self.previous_serial.clone().filter(|s| !s.is_empty()) else {
             return false;
         };
-        if previous == self.current_serial || self.retiring.iter().any(|r| r.serial == previous) {
+        // Ours stands there as the number itself, beside the text of the original.
+        let known = |r: &Retiring| {
+            r.serial == previous
+                || Serial::parse_hex(&r.serial).is_ok_and(|s| names_serial(&previous, &s))
+        };
+        if previous == self.current_serial || self.retiring.iter().any(known) {
             return false;
         }
         self.retiring.push(Retiring {
@@ -160,12 +166,14 @@ mod tests {
         assert_eq!(state.wanted(), Some("ab"));
         let name = AgentName::new("web1").unwrap();
         assert!(state.adopt_previous([name.clone()]));
-        assert!(!state.adopt_previous([name]), "once");
+        assert!(!state.adopt_previous([name.clone()]), "once");
+        state.retiring[0].serial = "02".to_owned();
+        assert!(!state.adopt_previous([name]), "the same number");
         state.save(&path).unwrap();
         let json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(json["later"], 1);
         assert_eq!(json["previous_serial"], "2");
-        assert_eq!(json["retiring"][0]["serial"], "2");
+        assert_eq!(json["retiring"][0]["serial"], "02");
         assert_eq!(State::load(&path).unwrap().unwrap(), state);
     }
 

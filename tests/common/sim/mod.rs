@@ -262,6 +262,11 @@ impl SimAgent {
         self.state.lock().unwrap().losing.push(path.to_owned());
     }
 
+    /// The next request for renewal is answered with this text in place of a request for a certificate.
+    pub fn request_with(&self, pem: &str) {
+        self.state.lock().unwrap().request = Some(pem.to_owned());
+    }
+
     /// Is a renewed certificate waiting for the next start?
     pub fn staged(&self) -> bool {
         self.state.lock().unwrap().staged.is_some()

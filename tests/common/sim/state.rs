@@ -67,6 +67,8 @@ pub struct State {
     pub fqdn: String,
     pub staged: Option<Live>,
     pub requests: Vec<Request>,
+    /// What the next `/renew` answers in place of a request of its own.
+    pub request: Option<String>,
     /// Paths whose next answer gets lost.
     pub losing: Vec<String>,
     pub hold_runs: bool,
@@ -84,6 +86,7 @@ impl State {
             fqdn,
             staged: None,
             requests: Vec::new(),
+            request: None,
             losing: Vec::new(),
             hold_runs: false,
             limit: None,
@@ -199,7 +202,10 @@ impl State {
                 "reqid": reqid,
             }),
             "/rotate-serial" => self.rotate(&caller, &request),
-            "/renew" => json!({"status": "ok", "csr": house.request(&self.fqdn), "reqid": reqid}),
+            "/renew" => {
+                let made = || house.request(&self.fqdn);
+                json!({"status": "ok", "csr": self.request.take().unwrap_or_else(made), "reqid": reqid})
+            }
             _ => match self.renew_complete(house, text(&request, "cert")) {
                 Ok(()) => json!({"status": "ok", "reqid": reqid, "staged": true}),
                 Err(why) => json!({"status": "error", "error": why}),

@@ -19,7 +19,7 @@ use crate::applets::cea::change::{on_disk, to_the_end};
 use crate::applets::cea::gate::{Caller, Payload};
 use crate::applets::cea::lenient::Fields;
 use crate::applets::cea::state::{Agent, Snapshot};
-use crate::applets::cea::{material, promote, reply};
+use crate::applets::cea::{promote, reply};
 use crate::core::authhook::HookAction;
 use crate::core::durable;
 use crate::core::logging::Action;
@@ -153,7 +153,7 @@ async fn change(agent: Arc<Agent>, caller: Caller, order: Order) -> Result<Vec<S
         return Ok(next.fingerprints());
     }
     let (config, clock) = (snapshot.config.clone(), snapshot.clock.clone());
-    let (path, text) = (material::staged_ca_path(&config), next.to_pem());
+    let (path, text) = (config.staged_ca(), next.to_pem());
     on_disk(move || {
         durable::replace(&path, text.as_bytes(), 0o640)?;
         promote::where_we_may(&config, &clock);

@@ -15,8 +15,8 @@ use super::permission::{self, failed};
 use crate::applets::cea::change::{on_disk, to_the_end};
 use crate::applets::cea::gate::{Caller, Payload};
 use crate::applets::cea::lenient::Fields;
+use crate::applets::cea::reply;
 use crate::applets::cea::state::Agent;
-use crate::applets::cea::{reply, revocations};
 use crate::core::authhook::HookAction;
 use crate::core::logging::Action;
 use crate::core::trust::{self, TrustError};
@@ -89,7 +89,7 @@ async fn change(
     let (config, trusted) = (snapshot.config.clone(), snapshot.trust.clone());
     let (id, who) = (caller.dispatcher.clone(), caller.peer.identity.clone());
     on_disk(move || {
-        trust::push(&revocations::pushed_path(&config), &serials)?;
+        trust::push(&config.pushed_revocations(), &serials)?;
         // What is revoked need not stand in the map either; only what is the caller's own, and not what it is known by.
         let map = &config.trusted_dispatchers_path;
         for entry in trusted.entries().iter().filter(|e| e.id == id) {

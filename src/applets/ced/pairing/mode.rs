@@ -15,9 +15,11 @@ use super::listener::{self, Presented};
 use super::prompt::{self, Command};
 use super::requests;
 use crate::applets::AppError;
+use crate::core::client::fleet::Live;
 use crate::core::config::DispatcherConfig;
 use crate::core::listen;
 use crate::core::logging::Action;
+use crate::core::maintenance::Maintenance;
 use crate::core::pairing::RECEIPT_TIMEOUT;
 use crate::core::pairing::approval::{ApproveError, Approved, Choice, Desk};
 use crate::core::pairing::delivery;
@@ -25,6 +27,9 @@ use crate::core::pairing::ids::Outcome;
 use crate::core::pairing::queue::{Limits, Queue, Session};
 use crate::core::pairing::record::Record;
 use crate::{complain, say};
+
+/// How long a session goes on before it looks after the fleet.
+const BEFORE_MAINTENANCE: Duration = Duration::from_secs(5);
 
 /// How a session is run.
 #[derive(Clone, Debug)]
@@ -155,6 +160,7 @@ async fn session(plan: &Plan, bound: Bound) -> Result<(), AppError> {
         shown: Vec::new(),
         work: JoinSet::new(),
     };
+    look_after_fleet(&plan.desk);
     let serving = listener::serve(socket, bound.presented, config, Arc::clone(&shared));
     tokio::pin!(serving);
     let ending = tokio::select! {
@@ -183,6 +189,33 @@ async fn session(plan: &Plan, bound: Bound) -> Result<(), AppError> {
     }
     drop(bound.session);
     Ok(())
+}
+
+/// As the original does, a session looks after the fleet while it is there; a rotation does not begin under the hands of somebody who pairs.
+///
+/// In a thread of its own, because it waits for files and locks. It can be cut off anywhere: the next pass goes on.
+fn look_after_fleet(desk: &Desk) {
+    let desk = desk.clone();
+    std::thread::spawn(move || {
+        std::thread::sleep(BEFORE_MAINTENANCE);
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        else {
+            return;
+        };
+        let network = Live {
+            config: desk.config.clone(),
+            clock: desk.clock.clone(),
+        };
+        let maintenance = Maintenance {
+            config: &desk.config,
+            clock: &desk.clock,
+            network: &network,
+        };
+        // What fails is in the log; who is busy with it already does the same work.
+        let _ = runtime.block_on(maintenance.pass(false));
+    });
 }
 
 fn greet(plan: &Plan, port: u16, presented: &Presented, interactive: bool) {
