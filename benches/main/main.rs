@@ -40,6 +40,7 @@ fn main() -> ExitCode {
     println!("binary: {}", binary().display());
     if words.iter().any(|w| w == "scale") {
         scale::state_files(&mut report);
+        scale::rotation_of_a_fleet(&mut report);
         return report.finish();
     }
     size(&mut report);
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     fan_out(&mut report, &fleet, &agent);
     executor::all(&mut report);
     scale::state_files(&mut report);
+    scale::rotation_of_a_fleet(&mut report);
     report.finish()
 }
 

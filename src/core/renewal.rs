@@ -176,9 +176,12 @@ pub fn learn(
             .collect(),
         _ => Vec::new(),
     };
-    // A host that was restored from an older backup has forgotten some: it gets them again.
-    if let Some(count) = ping.get("revocations").and_then(Value::as_u64) {
-        record.revocations = record.revocations.min(count);
+    // A host that was restored from an older backup has forgotten some. Which ones a number does not tell, as other dispatchers have sent
+    // it theirs: it gets all of ours again.
+    if let Some(count) = ping.get("revocations").and_then(Value::as_u64)
+        && count < record.revocations
+    {
+        record.revocations = 0;
     }
 }
 

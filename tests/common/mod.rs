@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 pub mod executor;
+pub mod fate;
 pub mod fleet;
 pub mod host;
 pub mod openssl;
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use executor::Executor;
+pub use fate::Fate;
 pub use fleet::{Agent, Legacy, Paired};
 pub use host::Host;
 pub use process::{Daemon, Run};

@@ -62,6 +62,14 @@ impl Witness<'_> {
         (clock.lag() >= NOTICEABLE_LAG && said > clock.now()).then_some(said)
     }
 
+    /// While our clock is sound: what both of us say holds, should it jump back later. An hour less, or a clock that is set right by a
+    /// second would count as one that is behind. Our clock alone says nothing: it may be ahead and be set right.
+    fn remember(&self, clock: &Clock) {
+        if self.date.is_some() {
+            clock.raise(self.safe_floor(clock).saturating_sub(NOTABLE));
+        }
+    }
+
     /// What may be written down: no later than what any of the two of us believes.
     fn safe_floor(&self, clock: &Clock) -> i64 {
         let now = clock.now().min(self.not_after);
@@ -96,6 +104,7 @@ impl Timekeeper {
         platform: Platform,
         now: Instant,
     ) -> bool {
+        witness.remember(clock);
         let mut notable = false;
         if let Some(unix) = witness.rise(clock) {
             notable = unix - clock.now() >= NOTABLE;
@@ -200,6 +209,37 @@ mod tests {
         assert!((note(witness(now + 9 * YEAR, now + 10 * YEAR)) - now).abs() < 60);
         assert_eq!(note(witness(now - YEAR, now + YEAR)), now - YEAR);
         assert_eq!(note(witness(now, now - 5)), now - 5);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_stays_where_both_have_seen_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("offset");
+        std::fs::write(&file, "0").unwrap();
+        let clock = Clock::new(TimeSource::Shifted(file.clone()), 0);
+        let id = DispatcherId::new("main").unwrap();
+        let now = TimeSource::System.now();
+        let say = |date: Option<i64>| {
+            let witness = Witness {
+                dispatcher: &id,
+                date,
+                not_after: now + YEAR,
+            };
+            let began = Instant::now();
+            Timekeeper::new(began).heard(&clock, &witness, Platform::VolatileVar, began);
+        };
+        let floor = clock.floor();
+        say(None);
+        assert_eq!(clock.floor(), floor, "our own word is not enough");
+        say(Some(now - YEAR));
+        std::fs::write(&file, (-2 * YEAR).to_string()).unwrap();
+        assert_eq!(clock.now(), now - YEAR - NOTABLE, "the earlier one counts");
+        std::fs::write(&file, "0").unwrap();
+        say(Some(now + 9 * YEAR));
+        std::fs::write(&file, "-4000000000").unwrap();
+        assert!((clock.now() - now + NOTABLE).abs() < 60);
+        say(Some(now));
+        assert_eq!(clock.now(), now, "and then it is told");
     }
 
     #[test]

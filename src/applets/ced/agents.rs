@@ -317,7 +317,7 @@ pub(super) fn unpair(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let serial = known.as_ref().and_then(|r| r.cert_serial.clone());
     let revoke = match &serial {
         _ if args.keep_certificate => None,
-        None if args.revoke => {
+        None if args.revoke && known.is_some() => {
             return Err(failed(&format!(
                 "the registry does not know the serial of '{name}': 'ced revoke {name}' asks the host for it; then unpair it"
             )));

@@ -13,7 +13,7 @@ use crate::core::config::diagnostics::printable;
 use crate::core::keyring::{self, PairStore, names_serial};
 use crate::core::logging::Action;
 use crate::core::maintenance::{Maintenance, Seen, Told, ping_all};
-use crate::core::registry::{AgentRecord, Registry, Target};
+use crate::core::registry::{AgentRecord, PeerCheck, Registry, Target};
 use crate::core::revocation::{self, Entry, Revocations};
 use crate::core::rotation::State;
 use crate::core::types::{AgentName, Serial};
@@ -128,6 +128,11 @@ fn of_agent(
             spki: record.cert_spki,
             agent: Some(name),
         });
+    }
+    if record.peer_check == PeerCheck::Off {
+        return Err(AppError::failed(format!(
+            "the registry does not know the serial of '{name}', and with its peer check off anybody may answer for it: give the serial itself, as in: ced revoke 0xSERIAL (openssl x509 -noout -serial -in its agent.crt)"
+        )));
     }
     let (_, network) = common::network(context, config);
     let contacts = common::block_on(ping_all(&network, config, vec![Target::of(record)]))?
@@ -317,10 +322,27 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
         .filter(|a| a.revocations < revoked.count() && !revoked.concerns(a))
         .collect();
     if args.json {
+        let agents: Vec<Value> = listing
+            .agents
+            .iter()
+            .map(|a| {
+                let status = if revoked.concerns(a) {
+                    "revoked"
+                } else if a.revocations >= revoked.count() {
+                    "confirmed"
+                } else if a.is_older_release() {
+                    "unable"
+                } else {
+                    "late"
+                };
+                let confirmed = a.revocations.min(revoked.count());
+                json!({ "agent": a.name, "status": status, "confirmed": confirmed })
+            })
+            .collect();
         let late: Vec<&AgentName> = late.iter().map(|a| &a.name).collect();
         say!(
             "{}",
-            json!({ "ok": 1, "revoked": revoked.entries(), "not_confirmed": late })
+            json!({ "ok": 1, "revoked": revoked.entries(), "not_confirmed": late, "agents": agents })
         );
         return Ok(Exit::Success);
     }
@@ -347,10 +369,23 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
     if !late.is_empty() {
         say!("");
         say!("Not confirmed yet by {} agent(s):", late.len());
+        let mut waiting = false;
         for agent in late {
-            say!("  {}", agent.name);
+            let count = revoked.count();
+            if agent.is_older_release() {
+                say!(
+                    "  {:<30}  runs an older release: add the serials to its 'revoked-serials' by hand, or update it",
+                    agent.name
+                );
+            } else {
+                waiting = true;
+                let known = agent.revocations.min(count);
+                say!("  {:<30}  has confirmed {known} of {count}", agent.name);
+            }
         }
-        complain!("'ced maintain' tells them as soon as they answer.");
+        if waiting {
+            complain!("'ced maintain' tells them as soon as they answer.");
+        }
     }
     Ok(Exit::Success)
 }

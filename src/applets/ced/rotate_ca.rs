@@ -14,9 +14,10 @@ use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
 use crate::core::maintenance::Maintenance;
 use crate::core::pki::{KeyType, ca};
+use crate::core::registry::Registry;
 use crate::core::rotation::Rotation;
 use crate::core::types::AgentName;
-use crate::say;
+use crate::{complain, say};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -46,6 +47,12 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let config = common::load_config(context, args.config.as_deref())?;
     let without = parse_hosts(args.without.as_deref())?;
     let failed = |e: &dyn std::fmt::Display| AppError::failed(e.to_string());
+    let busy = |e: &dyn std::fmt::Display| {
+        AppError::failed(format!(
+            "{e}\nNothing was changed: try 'ced rotate-ca {}' again when it has ended.",
+            args.word
+        ))
+    };
     let (clock, network) = common::network(context, &config);
     let change = Change {
         config: &config,
@@ -61,6 +68,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
             args.word.escape_debug()
         )));
     }
+    refuse_strangers(&config, &without)?;
     let maintenance = Maintenance {
         config: &config,
         clock: &clock,
@@ -68,7 +76,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     };
     let begun = State::load(&config).map_err(|e| failed(&e))?;
     // What each agent trusts now is what everything below is decided by.
-    let before = common::block_on(maintenance.pass(false))?.map_err(|e| failed(&e))?;
+    let before = common::block_on(maintenance.pass(false))?.map_err(|e| busy(&e))?;
     let asked_for = matches!(
         (args.word.as_str(), begun.map(|s| s.phase)),
         ("finish", Some(Phase::Withdrawing)) | ("abort", Some(Phase::Aborting))
@@ -76,7 +84,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     if before.ca.over && asked_for {
         return report(&change, &args, &before.ca);
     }
-    let lock = Rotation::<Live>::lock(&config, PATIENCE).map_err(|e| failed(&e))?;
+    let lock = Rotation::<Live>::lock(&config, PATIENCE).map_err(|e| busy(&e))?;
     let outcome = match args.word.as_str() {
         "start" => {
             let begun = change.start(args.key_type, ca::DEFAULT_CA_DAYS, &without);
@@ -89,8 +97,10 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     drop(lock);
     let outcome = outcome.map_err(|e| failed(&e))?;
     // Renewals under the new CA, and whatever else can be done at once.
-    if !outcome.over {
-        common::block_on(maintenance.pass(false))?.map_err(|e| failed(&e))?;
+    if !outcome.over
+        && let Err(error) = common::block_on(maintenance.pass(false))?
+    {
+        complain!("Warning: {error}");
     }
     report(&change, &args, &outcome)
 }
@@ -106,6 +116,20 @@ fn parse_hosts(words: Option<&str>) -> Result<Vec<AgentName>, AppError> {
                 .map_err(|e| AppError::usage(format!("--without: {e}")))
         })
         .collect()
+}
+
+/// A name that was mistyped gives up nobody, and must not look as if it did.
+fn refuse_strangers(config: &DispatcherConfig, without: &[AgentName]) -> Result<(), AppError> {
+    let registry = Registry::new(config.registry_dir.clone());
+    for name in without {
+        // A damaged record is somebody's too.
+        if let Ok(None) = registry.get(name) {
+            return Err(AppError::failed(format!(
+                "--without: '{name}' is no registered host ('ced list-agents' shows them)"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn report(change: &Change<'_, Live>, args: &Args, outcome: &Outcome) -> Result<Exit, AppError> {
@@ -184,7 +208,16 @@ fn print(state: &State, lagging: &[Lagging]) {
     }
     match state.phase {
         Phase::Withdrawing | Phase::Aborting => {
+            for Lagging { agent, lacks } in lagging {
+                say!("  {agent:<30}  {lacks}");
+            }
             say!("'ced maintain' goes on until every agent has confirmed.");
+            return;
+        }
+        Phase::Announcing if lagging.is_empty() => {
+            say!(
+                "No agent has confirmed the dispatcher's new certificate yet: 'ced maintain' goes on."
+            );
             return;
         }
         Phase::Announcing | Phase::Changed => {}

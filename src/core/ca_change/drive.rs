@@ -7,16 +7,18 @@ use crate::core::client::fleet::Network;
 use crate::core::client::open::{self, ClientError};
 use crate::core::clock::{self, Clock};
 use crate::core::config::DispatcherConfig;
+use crate::core::config::diagnostics::printable;
 use crate::core::durable::{self, DurableError};
-use crate::core::keyring;
+use crate::core::keyring::{self, PairStore};
 use crate::core::logging::Action;
 use crate::core::pki::ca::{self, CaError};
 use crate::core::pki::cert::CertError;
 use crate::core::pki::{Authority, Certificate, KeyType};
 use crate::core::registry::{AgentRecord, Registry, RegistryError, SerialStatus};
+use crate::core::revocation::Revocations;
 use crate::core::rotation::{self, Issuer, Rotation, RotationError};
 use crate::core::secure_open::{self, OpenError, Trust};
-use crate::core::types::{self, AgentName};
+use crate::core::types::{self, AgentName, Serial};
 
 const MAX_KEY: u64 = 64 * 1024;
 /// The key of the old CA, beside those of the new one.
@@ -36,13 +38,21 @@ pub enum ChangeError {
     )]
     RotationUnderWay,
     #[error(
-        "agents that cannot take a new CA: {0}. Update ctrl-exec on them first, or name each with --without and pair it again later"
+        "not known to be able to take a new CA: {0}. Update ctrl-exec where it is too old and let 'ced maintain' reach the others first, or give hosts up with --without HOST,HOST (they must be paired again)"
     )]
     Unable(String),
     #[error(
         "not everybody has followed yet: {0}. 'ced rotate-ca status' says what is missing; --without HOST gives a host up (it must be paired again)"
     )]
     NotFollowed(String),
+    #[error(
+        "the new CA does not sign yet, because no agent that could be reached trusts it: run 'ced maintain' when agents answer, then finish (or take the change back with 'ced rotate-ca abort')"
+    )]
+    TooEarly,
+    #[error(
+        "the change is being taken back: 'ced maintain' goes on until every agent has dropped the new CA"
+    )]
+    Aborting,
     #[error(
         "too late: the new CA signs already. Finish this change; a further one can replace the CA again"
     )]
@@ -141,7 +151,10 @@ impl<N: Network> Change<'_, N> {
             .agents
             .into_iter()
             .filter(|a| a.trusted_cas.is_empty() && !without.contains(&a.name))
-            .map(|a| a.name.to_string())
+            .map(|a| match &a.version {
+                Some(version) => format!("{} (runs {})", a.name, printable(version)),
+                None => format!("{} (has not answered yet)", a.name),
+            })
             .collect();
         if !unable.is_empty() {
             return Err(ChangeError::Unable(unable.join(", ")));
@@ -251,11 +264,8 @@ impl<N: Network> Change<'_, N> {
                 state.save(&State::path(self.config))?;
                 self.log("withdrawing", &state);
             }
-            Phase::Announcing | Phase::Aborting => {
-                return Err(ChangeError::NotFollowed(
-                    "the new CA does not sign yet (ced maintain goes on)".to_owned(),
-                ));
-            }
+            Phase::Announcing => return Err(ChangeError::TooEarly),
+            Phase::Aborting => return Err(ChangeError::Aborting),
         }
         self.advance().await
     }
@@ -286,21 +296,40 @@ impl<N: Network> Change<'_, N> {
         self.advance().await
     }
 
-    /// Who has not followed, given-up agents left out.
+    /// Who has not done what this phase is about, given-up agents left out.
     ///
     /// # Errors
-    /// The registry cannot be read.
+    /// The registry or the journal of revocations cannot be read.
     pub fn lagging(&self, state: &State) -> Result<Vec<Lagging>, ChangeError> {
         let serial = rotation::State::load(&self.config.rotation.file)
             .map_err(RotationError::from)?
             .unwrap_or_default()
             .current_serial;
+        let revoked = Revocations::load(&self.config.revoked_file).map_err(ClientError::from)?;
         let agents = self.registry().list()?.agents;
+        let trusts = |a: &AgentRecord, ca: &String| a.trusted_cas.contains(ca);
         Ok(agents
             .into_iter()
             .filter(|a| !state.is_given_up(a))
             .filter_map(|a| {
-                let lacks = why_not(&a, &state.new, &serial)?;
+                let lacks = match state.phase {
+                    Phase::Announcing | Phase::Changed => {
+                        let lacks = why_not(&a, &state.new, &serial)?;
+                        // Nobody talks to it any more, so it never follows.
+                        if revoked.concerns(&a) {
+                            "is revoked: unpair it, or pair it again"
+                        } else {
+                            lacks
+                        }
+                    }
+                    Phase::Withdrawing if trusts(&a, &state.old) => {
+                        "has not dropped the old CA yet"
+                    }
+                    Phase::Aborting if trusts(&a, &state.new) || state.is_pending(&a) => {
+                        "has not dropped the new CA yet"
+                    }
+                    Phase::Withdrawing | Phase::Aborting => return None,
+                };
                 Some(Lagging {
                     agent: a.name,
                     lacks,
@@ -412,11 +441,29 @@ impl<N: Network> Change<'_, N> {
             issuer: Issuer::Present,
         };
         if !self.is_ours_of(&state.new)? {
-            rotation.cancel()?;
+            // One that was begun since, under the CA that stays, goes on.
+            if self.is_next_of_new(state)? {
+                rotation.cancel()?;
+            }
             // An agent does not drop the CA of the certificate that asks it to: all must be back at the one in use first.
             rotation.advance(false).await?;
         }
         Ok(())
+    }
+
+    /// Whether the certificate that is being announced is of the new CA, or cannot be looked at.
+    fn is_next_of_new(&self, state: &State) -> Result<bool, ChangeError> {
+        let rotation = rotation::State::load(&self.config.rotation.file)
+            .map_err(RotationError::from)?
+            .unwrap_or_default();
+        let Some(next) = rotation.next_serial.as_deref() else {
+            return Ok(false);
+        };
+        let new = Certificate::from_pem(state.new_ca.as_bytes())?;
+        let pair = Serial::parse_hex(next)
+            .ok()
+            .and_then(|serial| PairStore::of(self.config).load(&serial).ok().flatten());
+        Ok(pair.is_none_or(|pair| pair.certificate().verify_signed_by(&new).is_ok()))
     }
 
     fn clean_up(&self, state: &State) -> Result<(), ChangeError> {

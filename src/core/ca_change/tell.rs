@@ -9,8 +9,10 @@ use super::state::State;
 use crate::core::client::error::ExchangeError;
 use crate::core::client::fanout::fan_out;
 use crate::core::client::fleet::{self, Fleet, Network, Reply};
+use crate::core::client::open::ClientError;
 use crate::core::logging::Action;
 use crate::core::registry::{AgentRecord, Target};
+use crate::core::revocation::Revocations;
 use crate::core::types::AgentName;
 
 impl<N: Network> Change<'_, N> {
@@ -65,11 +67,13 @@ impl<N: Network> Change<'_, N> {
         outcome: &mut Outcome,
     ) -> Result<(), ChangeError> {
         let registry = self.registry();
+        let revoked = Revocations::load(&self.config.revoked_file).map_err(ClientError::from)?;
         let targets: Vec<Target> = registry
             .list()?
             .agents
             .into_iter()
-            .filter(|a| concerned(a))
+            // Whoever is revoked is called no more, and not waited for.
+            .filter(|a| concerned(a) && !revoked.concerns(a))
             .map(Target::of)
             .collect();
         if targets.is_empty() {

@@ -4,6 +4,7 @@ use super::*;
 use crate::core::pairing::approval::ApproveError;
 use crate::core::pki::{Authority, Certificate, KeyType};
 use crate::core::registry::SerialStatus;
+use crate::core::revocation::{self, Entry};
 use crate::core::testing::{Release, World, every_prefix, name};
 use crate::core::types::AgentName;
 
@@ -396,4 +397,30 @@ fn whoever_is_paired_in_the_middle_of_a_change_follows_too() {
         },
     );
     assert!(refused.get() > 0, "there is a moment for it");
+}
+
+#[test]
+fn whoever_is_revoked_holds_up_neither_the_end_nor_taking_it_back() {
+    let withdrawing = changed(&["a", "thief"], &[]);
+    withdrawing.down(&["thief"]);
+    assert!(!finish(&withdrawing).unwrap().over);
+    let announced = announced(|w| w.host("b").trusted.cas.len() == 2);
+    for (world, thief) in [(withdrawing, "thief"), (announced, "b")] {
+        world.change_host(thief, |host| host.leaving = true);
+        let entry = Entry {
+            serial: world.host(thief).certificate.serial.to_string(),
+            spki: None,
+            agent: Some(name(thief)),
+            time: world.clock().iso_now(),
+            reason: None,
+        };
+        revocation::append(&world.config().revoked_file, &entry).unwrap();
+        world.down(&[]);
+        if phase(&world) == Some(Phase::Announcing) {
+            let outcome = world.with_change(|change| world.run(change.abort(&[])));
+            assert!(outcome.unwrap().over);
+        }
+        world.good_pass("over");
+        world.check_one_ca(&ca(&world), "over");
+    }
 }

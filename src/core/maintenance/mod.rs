@@ -24,6 +24,7 @@ use crate::core::durable::DurableError;
 use crate::core::keyring::names_serial;
 use crate::core::logging::Action;
 use crate::core::registry::{AgentRecord, Registry, SerialStatus, Target};
+use crate::core::renewal;
 use crate::core::revocation::Revocations;
 use crate::core::rotation::{Issuer, Report, Rotation, RotationError, State};
 use crate::core::runs::Store;
@@ -103,7 +104,16 @@ impl<N: Network> Maintenance<'_, N> {
         };
         self.learn(seen, &mut summary);
         self.renew(seen, &mut summary).await;
-        let only = self.late(seen.iter().map(|s| &s.target.record));
+        // What it has just said counts, not what was known before: a host restored from a backup is told in this very contact.
+        let records: Vec<AgentRecord> = seen
+            .iter()
+            .map(|s| {
+                let mut record = s.target.record.clone();
+                renewal::learn(&mut record, &s.shown, Some(&s.body));
+                record
+            })
+            .collect();
+        let only = self.late(&records);
         self.catch_up(&only, &mut summary).await;
         summary
     }
@@ -143,7 +153,8 @@ impl<N: Network> Maintenance<'_, N> {
             .flat_map(|r| &r.pending)
             .collect();
         let is_late = |record: &&AgentRecord| {
-            record.revocations < revoked
+            // One of an older release has no ears for it, and its rate limit counts every call.
+            (record.revocations < revoked && !record.is_older_release())
                 || withdrawing.contains(&record.name)
                 || wanted.as_ref().is_some_and(|serial| {
                     record.serial_status != SerialStatus::Current

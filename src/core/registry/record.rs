@@ -129,6 +129,11 @@ impl AgentRecord {
         self.formerly.drain(..surplus);
     }
 
+    /// Whether its last answer to a ping was that of an older release: it named its version, but not which CAs it trusts.
+    pub fn is_older_release(&self) -> bool {
+        self.version.is_some() && self.trusted_cas.is_empty()
+    }
+
     /// The CN that the agent's certificate must have.
     pub fn expected_cn(&self) -> &str {
         self.cert_cn.as_deref().unwrap_or(self.name.as_str())

@@ -21,6 +21,7 @@ use crate::core::pki::ca::CaError;
 use crate::core::pki::keys::KeyError;
 use crate::core::pki::{Authority, Certificate, KeyType, PrivateKey};
 use crate::core::registry::{AgentRecord, Registry, RegistryError, SerialStatus, Target};
+use crate::core::revocation::{RevocationError, Revocations};
 use crate::core::tls::{Identity, TlsError};
 use crate::core::types::{AgentName, Serial};
 
@@ -45,6 +46,8 @@ pub enum RotationError {
     State(#[from] StateError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Revocations(#[from] RevocationError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error(transparent)]
@@ -251,7 +254,10 @@ impl<N: Network> Rotation<'_, N> {
 
     fn view(&self, wanted: bool) -> Result<View, RotationError> {
         let mut state = self.state()?;
-        let records = self.registry().list()?.agents;
+        let mut records = self.registry().list()?.agents;
+        // Nothing is ever said to them again, so nothing is kept for them either.
+        let revoked = Revocations::load(&self.config.revoked_file)?;
+        records.retain(|record| !revoked.concerns(record));
         if state.adopt_previous(records.iter().map(|r| r.name.clone())) {
             self.save(&state)?;
         }
