@@ -34,7 +34,7 @@ struct Args {
     /// start: key of the new CA: ecdsa-p256 (default), rsa-2048, rsa-3072 or rsa-4096
     #[argh(option, default = "KeyType::EcdsaP256")]
     key_type: KeyType,
-    /// start, finish: hosts that are given up and have to be paired again, separated by commas
+    /// start, finish, abort: hosts that are given up and have to be paired again, separated by commas
     #[argh(option)]
     without: Option<String>,
     /// start, status, finish or abort
@@ -92,7 +92,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
             common::block_on(change.advance())?
         }
         "finish" => common::block_on(change.finish(&without))?,
-        _ => common::block_on(change.abort())?,
+        _ => common::block_on(change.abort(&without))?,
     };
     drop(lock);
     let outcome = outcome.map_err(|e| failed(&e))?;

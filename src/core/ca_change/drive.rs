@@ -1,14 +1,9 @@
 //! Carrying the change out: files, registry, messages.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
-
 use super::state::{Phase, State, StateError};
-use crate::core::client::error::ExchangeError;
-use crate::core::client::fanout::fan_out;
-use crate::core::client::fleet::{self, Fleet, Network, Reply};
+use crate::core::client::fleet::Network;
 use crate::core::client::open::{self, ClientError};
 use crate::core::clock::{self, Clock};
 use crate::core::config::DispatcherConfig;
@@ -19,8 +14,12 @@ use crate::core::logging::Action;
 use crate::core::pki::ca::{self, CaError};
 use crate::core::pki::cert::CertError;
 use crate::core::pki::{Authority, Certificate, KeyType};
+<<<<<<< HEAD
 use crate::core::registry::{AgentRecord, Registry, RegistryError, SerialStatus, Target};
 use crate::core::revocation::Revocations;
+=======
+use crate::core::registry::{AgentRecord, Registry, RegistryError, SerialStatus};
+>>>>>>> crash
 use crate::core::rotation::{self, Issuer, Rotation, RotationError};
 use crate::core::secure_open::{self, OpenError, Trust};
 use crate::core::types::{self, AgentName, Serial};
@@ -123,7 +122,7 @@ pub fn why_not(record: &AgentRecord, new: &str, present_serial: &str) -> Option<
 }
 
 impl<N: Network> Change<'_, N> {
-    fn registry(&self) -> Registry {
+    pub(super) fn registry(&self) -> Registry {
         Registry::new(self.config.registry_dir.clone())
     }
 
@@ -175,6 +174,7 @@ impl<N: Network> Change<'_, N> {
             endorsement: endorsement.to_pem(),
             since: self.clock.iso_now(),
             given_up: without.to_vec(),
+            pending: Vec::new(),
         };
         state.save(&State::path(self.config))?;
         self.log("started", &state);
@@ -237,7 +237,7 @@ impl<N: Network> Change<'_, N> {
             }
             Phase::Announcing | Phase::Changed => return Ok(outcome),
         };
-        let left = self.tell_to_drop(&doomed, &state, &mut outcome).await?;
+        let left = self.tell_to_drop(&doomed, &mut state, &mut outcome).await?;
         if left == 0 {
             self.clean_up(&state)?;
             outcome.over = true;
@@ -251,12 +251,9 @@ impl<N: Network> Change<'_, N> {
     /// Somebody has not followed, or the new CA does not sign yet.
     pub async fn finish(&self, without: &[AgentName]) -> Result<Outcome, ChangeError> {
         let mut state = State::load(self.config)?.ok_or(ChangeError::NotBegun)?;
-        let given_up = state.given_up.len();
-        state.given_up.extend(without.iter().cloned());
-        state.given_up.sort();
-        state.given_up.dedup();
+        let news = state.give_up(without);
         match state.phase {
-            Phase::Withdrawing if state.given_up.len() == given_up => {}
+            Phase::Withdrawing if !news => {}
             Phase::Withdrawing => state.save(&State::path(self.config))?,
             Phase::Changed => {
                 let lagging = self.lagging(&state)?;
@@ -277,16 +274,22 @@ impl<N: Network> Change<'_, N> {
         self.advance().await
     }
 
-    /// Takes the change back, as long as the new CA has signed nothing that is in use.
+    /// Takes the change back, as long as the new CA has signed nothing that is in use. Agents in `without` are not waited for.
     ///
     /// # Errors
     /// It is too late, or none goes on.
-    pub async fn abort(&self) -> Result<Outcome, ChangeError> {
+    pub async fn abort(&self, without: &[AgentName]) -> Result<Outcome, ChangeError> {
         let mut state = State::load(self.config)?.ok_or(ChangeError::NotBegun)?;
+        let news = state.give_up(without);
         match state.phase {
-            Phase::Aborting => {}
+            Phase::Aborting if !news => {}
+            Phase::Aborting => state.save(&State::path(self.config))?,
             Phase::Announcing if !self.is_in_use(&state.new)? => {
                 state.phase = Phase::Aborting;
+                // Whoever was told and could not say so is not known to trust it: all are asked who can have understood.
+                let able = |a: &AgentRecord| !a.trusted_cas.is_empty();
+                let agents = self.registry().list()?.agents.into_iter();
+                state.pending = agents.filter(able).map(|a| a.name).collect();
                 state.save(&State::path(self.config))?;
                 self.log("aborting", &state);
             }
@@ -311,7 +314,7 @@ impl<N: Network> Change<'_, N> {
         let trusts = |a: &AgentRecord, ca: &String| a.trusted_cas.contains(ca);
         Ok(agents
             .into_iter()
-            .filter(|a| !state.given_up.contains(&a.name))
+            .filter(|a| !state.is_given_up(a))
             .filter_map(|a| {
                 let lacks = match state.phase {
                     Phase::Announcing | Phase::Changed => {
@@ -377,92 +380,6 @@ impl<N: Network> Change<'_, N> {
             let text: String = wanted.iter().map(|c| c.to_pem()).collect();
             durable::replace_keeping_owner(&path, text.as_bytes(), 0o644)?;
         }
-        Ok(())
-    }
-
-    async fn tell_of_new(&self, state: &State, outcome: &mut Outcome) -> Result<(), ChangeError> {
-        // Whoever was given up and turns out to know what a CA is (it was updated, or paired again) is taken along.
-        let lacking = |a: &AgentRecord| {
-            let able = !a.trusted_cas.is_empty() || !state.given_up.contains(&a.name);
-            able && !a.trusted_cas.contains(&state.new)
-        };
-        let body = json!({
-            "action": "add", "ca": state.new_ca, "endorsement": state.endorsement,
-        });
-        self.tell(lacking, &body, outcome).await
-    }
-
-    /// How many of those that are waited for still trust it.
-    async fn tell_to_drop(
-        &self,
-        doomed: &str,
-        state: &State,
-        outcome: &mut Outcome,
-    ) -> Result<usize, ChangeError> {
-        let given_up = |name: &AgentName| state.given_up.contains(name);
-        let holds = |a: &AgentRecord| {
-            let able = a.trusted_cas.len() > 1 || !given_up(&a.name);
-            able && a.trusted_cas.iter().any(|ca| ca == doomed)
-        };
-        let body = json!({ "action": "remove", "fingerprint": doomed });
-        self.tell(holds, &body, outcome).await?;
-        let told = outcome.told.iter();
-        Ok(told.filter(|(a, r)| r.is_err() && !given_up(a)).count())
-    }
-
-    /// Posts to those that `concerned` picks, and writes down which CAs each says it trusts now.
-    async fn tell(
-        &self,
-        concerned: impl Fn(&AgentRecord) -> bool,
-        body: &Value,
-        outcome: &mut Outcome,
-    ) -> Result<(), ChangeError> {
-        let registry = self.registry();
-        let targets: Vec<Target> = registry
-            .list()?
-            .agents
-            .into_iter()
-            .filter(|a| concerned(a))
-            .map(Target::of)
-            .collect();
-        if targets.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<AgentName> = targets.iter().map(|t| t.name.clone()).collect();
-        let fleet = self.network.open()?;
-        let replies = fan_out(
-            targets,
-            self.config.max_parallel,
-            |target| {
-                let sent = fleet.post(target, "/ca", body.clone());
-                async move { std::sync::Arc::new(sent.await) }
-            },
-            |_| std::sync::Arc::new(Err(fleet::no_worker())),
-            |_, _| {},
-        )
-        .await;
-        let mut now_trusted: HashMap<AgentName, Vec<String>> = HashMap::new();
-        for (name, reply) in names.into_iter().zip(replies) {
-            let result = cas_of(&reply);
-            if let Err(error) = &result {
-                Action::new("ca-change-fail")
-                    .field("AGENT", &name)
-                    .field("ERROR", error)
-                    .warning();
-            }
-            outcome.told.push((
-                name.clone(),
-                result.as_ref().map(drop).map_err(Clone::clone),
-            ));
-            if let Ok(cas) = result {
-                now_trusted.insert(name, cas);
-            }
-        }
-        registry.update_many(now_trusted.keys().cloned(), |record| {
-            if let Some(cas) = now_trusted.get(&record.name) {
-                record.trusted_cas.clone_from(cas);
-            }
-        })?;
         Ok(())
     }
 
@@ -556,20 +473,5 @@ impl<N: Network> Change<'_, N> {
         durable::remove(&State::path(self.config))?;
         self.log("over", state);
         Ok(())
-    }
-}
-
-fn cas_of(reply: &Reply) -> Result<Vec<String>, String> {
-    if let Err(ExchangeError::NotFound { no_run: false, .. }) = reply {
-        return Err("runs an older release that cannot change its CA: update it".to_owned());
-    }
-    let answer = fleet::accepted(reply)?;
-    match answer.body.get("cas") {
-        Some(Value::Array(cas)) => Ok(cas
-            .iter()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect()),
-        _ => Err("the answer does not say which CAs it trusts".to_owned()),
     }
 }

@@ -30,6 +30,7 @@
 
 mod drive;
 mod state;
+mod tell;
 
 pub use drive::{Change, ChangeError, Lagging, Outcome, why_not};
 pub use state::{Phase, State};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::config::DispatcherConfig;
 use crate::core::durable::{self, DurableError};
+use crate::core::registry::AgentRecord;
 use crate::core::secure_open::{self, OpenError, Trust};
 use crate::core::types::AgentName;
 
@@ -47,6 +48,40 @@ pub struct State {
     /// Agents that are not waited for any more: they have to be paired again.
     #[serde(default)]
     pub given_up: Vec<AgentName>,
+    /// While the change is taken back: agents that may have heard of the new CA and have not confirmed that they do not trust it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<AgentName>,
+}
+
+impl State {
+    /// These are not waited for any more. Returns whether that is news.
+    pub(super) fn give_up(&mut self, agents: &[AgentName]) -> bool {
+        let before = self.given_up.len();
+        self.given_up.extend(agents.iter().cloned());
+        self.given_up.sort();
+        self.given_up.dedup();
+        self.given_up.len() > before
+    }
+
+    pub(super) fn is_given_up(&self, agent: &AgentRecord) -> bool {
+        names(agent).any(|name| self.given_up.contains(name))
+    }
+
+    pub(super) fn is_pending(&self, agent: &AgentRecord) -> bool {
+        names(agent).any(|name| self.pending.contains(name))
+    }
+
+    /// This one has confirmed. Returns whether that was waited for.
+    pub(super) fn confirm(&mut self, agent: &AgentRecord) -> bool {
+        let before = self.pending.len();
+        self.pending.retain(|n| !names(agent).any(|name| name == n));
+        self.pending.len() < before
+    }
+}
+
+/// Every name under which an agent may have been written down.
+fn names(agent: &AgentRecord) -> impl Iterator<Item = &AgentName> {
+    std::iter::once(&agent.name).chain(&agent.formerly)
 }
 
 /// Why the state cannot be used. The change stands still then; nothing is undone.

@@ -1,6 +1,7 @@
 //! Changes of the CA over agents in memory: the power goes out after every effect (files and messages) of every command.
 
 use super::*;
+use crate::core::pairing::approval::ApproveError;
 use crate::core::pki::{Authority, Certificate, KeyType};
 use crate::core::registry::SerialStatus;
 use crate::core::testing::{Release, World, every_prefix, name};
@@ -55,7 +56,7 @@ fn abort(world: &World) -> Result<Outcome, ChangeError> {
     if before.over {
         return Ok(before);
     }
-    let outcome = world.with_change(|change| world.run(change.abort()))?;
+    let outcome = world.with_change(|change| world.run(change.abort(&[])))?;
     if !outcome.over {
         world.pass(false);
     }
@@ -271,7 +272,7 @@ fn every_prefix_of_taking_a_change_back() {
             &world,
             |world| {
                 world
-                    .with_change(|change| world.run(change.abort()))
+                    .with_change(|change| world.run(change.abort(&[])))
                     .is_ok()
             },
             |world, _, context| take_back(world, &old, context),
@@ -290,15 +291,19 @@ fn whoever_is_away_while_a_change_is_taken_back_is_told_later() {
         &world,
         |world| {
             world
-                .with_change(|change| world.run(change.abort()))
+                .with_change(|change| world.run(change.abort(&[])))
                 .is_ok()
         },
         |world, _, context| {
             if phase(world) == Some(Phase::Announcing) {
-                let outcome = world.with_change(|change| world.run(change.abort()));
+                let outcome = world.with_change(|change| world.run(change.abort(&[])));
                 assert!(!outcome.unwrap().over, "{context}");
             }
             assert_eq!(phase(world), Some(Phase::Aborting), "{context}");
+            let given_up = world.copy();
+            let without = [name("b")];
+            let outcome = given_up.with_change(|change| world.run(change.abort(&without)));
+            assert!(outcome.unwrap().over, "{context}");
             world.at(60);
             world.good_pass(context);
             world.check(context);
@@ -355,4 +360,40 @@ fn an_agent_that_was_given_up_and_can_follow_after_all_is_taken_along() {
     world.good_pass("updated");
     assert!(finish(&world).unwrap().over);
     world.check_one_ca(&ca(&world), "over");
+}
+
+#[test]
+fn whoever_is_paired_in_the_middle_of_a_change_follows_too() {
+    let world = fleet(&["a"]);
+    let refused = std::cell::Cell::new(0);
+    every_prefix(
+        "start",
+        &world,
+        |world| start(world).is_ok(),
+        |world, _, context| {
+            let begun = state(world).is_some();
+            for agent in ["new", "a"] {
+                if let Err(error) = world.approve(agent) {
+                    assert!(matches!(error, ApproveError::OtherCa), "{context}: {error}");
+                    refused.set(refused.get() + 1);
+                    world.good_pass(context);
+                    world
+                        .approve(agent)
+                        .unwrap_or_else(|e| panic!("{context}: {e}"));
+                }
+                world.check(context);
+            }
+            world.tick();
+            if !begun {
+                return;
+            }
+            for _ in 0..2 {
+                world.good_pass(context);
+            }
+            assert_eq!(lagging(world), [], "{context}");
+            assert!(finish(world).unwrap().over, "{context}");
+            world.check_one_ca(&ca(world), context);
+        },
+    );
+    assert!(refused.get() > 0, "there is a moment for it");
 }

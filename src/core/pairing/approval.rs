@@ -76,6 +76,13 @@ pub enum ApproveError {
     Csr { name: String, source: CsrError },
     #[error("'{name}' asks for a certificate for '{}': refused", .asked.escape_debug())]
     OtherName { name: String, asked: String },
+<<<<<<< HEAD
+=======
+    #[error(
+        "the dispatcher's certificate is not of the CA that signs here, so agents could not verify it: if the CA is being changed, run 'ced maintain', then approve; else replace the certificate (ced rotate-cert)"
+    )]
+    OtherCa,
+>>>>>>> crash
     /// A host that is paired again makes a new key; only whoever has the stolen one asks with it.
     #[error(
         "'{name}' asks with a key that is revoked (with serial {serial}, {time}): a host that is paired again makes a new key, so this is somebody with the old one; deny it"
@@ -87,10 +94,13 @@ pub enum ApproveError {
     },
     #[error(transparent)]
     Revocations(#[from] RevocationError),
+<<<<<<< HEAD
     #[error(
         "the dispatcher's certificate is not of the CA that signs here, so agents could not verify it: if the CA is being changed, run 'ced maintain', then approve; else replace the certificate (ced rotate-cert)"
     )]
     OtherCa,
+=======
+>>>>>>> crash
     #[error("{0}\nTo replace it: approve with --replace")]
     Registered(RegistryError),
     #[error("cannot read the dispatcher's certificate: {0}")]

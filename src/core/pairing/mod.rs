@@ -60,6 +60,8 @@
 pub mod agent;
 pub mod approval;
 pub mod code;
+#[cfg(test)]
+mod crash_tests;
 pub mod delivery;
 pub mod diagnostics;
 pub mod dispatcher;

@@ -27,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) up: bool,
     /// It is being unpaired or has been given up: nobody need reach it.
     pub(crate) leaving: bool,
+    /// Its record had tags from the beginning.
+    pub(crate) tagged: bool,
     pub(crate) serials: BTreeSet<Serial>,
     pub(crate) trusted: Trusted,
     pub(crate) key: PrivateKey,

@@ -1,12 +1,15 @@
 //! A dispatcher host in a temporary directory and its agents in memory, for trying the long protocols with a power cut after every effect.
 
+mod chaos;
 mod check;
 mod host;
 mod network;
+mod pairing;
 mod prefix;
 
 pub(crate) use host::{Host, Release};
 pub(crate) use network::Memory;
+pub(crate) use pairing::Asked;
 pub(crate) use prefix::every_prefix;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,6 +117,7 @@ impl World {
             release: Release::Ours,
             up: true,
             leaving: false,
+            tagged: true,
             serials: BTreeSet::from([dispatcher.serial.clone()]),
             trusted: Trusted::live(vec![ca.certificate().clone()]),
             key,
@@ -177,6 +181,19 @@ impl World {
         let mut hosts = self.hosts();
         let mut all = hosts.values_mut();
         change(all.find(|h| h.name.as_str() == agent).unwrap());
+    }
+
+    /// A host that is not paired yet, or about to be paired anew: whatever is registered for it holds only afterwards.
+    pub(crate) fn host_to_be(&self, agent: &str) {
+        if self.registry().get(&name(agent)).unwrap().is_none() {
+            let mut host = self.hosts().values().next().unwrap().clone();
+            host.name = name(agent);
+            host.up = false;
+            host.tagged = false;
+            let address = format!("192.0.2.{}", self.hosts().len() + 1);
+            self.hosts().insert(address, host);
+        }
+        self.change_host(agent, |host| host.leaving = true);
     }
 
     /// Only these are down.
