@@ -2,10 +2,12 @@
 # Builds the static musl binary with whichever toolchain is there and puts it to target/dist/ctrl-exec-ARCH.
 #   static.sh              build
 #   static.sh --can-build  exit 0 if the compilers for it are there
+#   static.sh --smallest   exit 0 if the first of the ways below is there
 #   static.sh --tools      fetch Zig's C toolchain (only for the third way)
 #
-# Three ways, in this order: rustup's musl target; a host that is musl itself (Alpine); Debian's standard library source, which is
-# compiled along (-Zbuild-std) and linked by Zig's C toolchain, because Debian's libgcc_eh wants a symbol that musl has not.
+# Three ways, in this order: Debian's standard library source, which is compiled along for size (-Zbuild-std) and linked by Zig's C toolchain,
+# because Debian's libgcc_eh wants a symbol that musl has not; rustup's musl target, whose standard library is built for speed and unwinding
+# and makes the binary a third larger; a host that is musl itself (Alpine). The bounds of size.sh are those of the first way.
 set -eu
 
 arch=${ARCH:-$(uname -m)}
@@ -13,12 +15,12 @@ target=$arch-unknown-linux-musl
 venv=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ctrl-exec-build/zig
 
 way() {
-    if command -v rustc >/dev/null 2>&1 && [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
+    if [ -f /etc/debian_version ] && [ -x /usr/bin/rustc ] && [ -d "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] && /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null; then
+        echo debian
+    elif command -v rustc >/dev/null 2>&1 && [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
         echo rustup
     elif [ -f /etc/alpine-release ] && command -v cargo >/dev/null 2>&1; then
         echo native
-    elif [ -x /usr/bin/rustc ] && [ -d "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] && /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null; then
-        echo debian
     else
         return 1
     fi
@@ -27,6 +29,10 @@ way() {
 case ${1:-} in
 --can-build)
     way >/dev/null
+    exit
+    ;;
+--smallest)
+    [ "$(way || true)" = debian ]
     exit
     ;;
 --tools)
