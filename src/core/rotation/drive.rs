@@ -21,6 +21,7 @@ use crate::core::pki::ca::CaError;
 use crate::core::pki::keys::KeyError;
 use crate::core::pki::{Authority, Certificate, KeyType, PrivateKey};
 use crate::core::registry::{AgentRecord, Registry, RegistryError, SerialStatus, Target};
+use crate::core::revocation::Revocations;
 use crate::core::tls::{Identity, TlsError};
 use crate::core::types::{AgentName, Serial};
 
@@ -312,6 +313,8 @@ impl<N: Network> Rotation<'_, N> {
     }
 
     fn begin(&self, view: &View) -> Result<Serial, RotationError> {
+        // While it is not known who is revoked nobody is called, so nothing is begun that only calls can end.
+        Revocations::load(&self.config.revoked_file).map_err(ClientError::from)?;
         let dir = match &self.issuer {
             Issuer::Present => &self.config.ca_dir,
             Issuer::At(dir) => dir,
