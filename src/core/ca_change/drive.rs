@@ -164,6 +164,8 @@ impl<N: Network> Change<'_, N> {
         if !unable.is_empty() {
             return Err(ChangeError::Unable(unable.join(", ")));
         }
+        // Whoever cannot call anybody begins nothing.
+        self.network.open()?;
         let old = Authority::load(&self.config.ca_dir, self.clock.clone())?;
         let new = self.next_authority(kind, days)?;
         let endorsement = old.endorse(new.certificate())?;
@@ -548,6 +550,7 @@ impl<N: Network> Change<'_, N> {
             durable::remove(&entry.path())?;
         }
         remove_empty(&dir);
+        durable::remove_leftovers(&self.config.ca_dir.join("ca.key"))?;
         durable::remove(&State::path(self.config))?;
         self.log("over", state);
         Ok(())
