@@ -5,13 +5,11 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::openssl::{Authority, Dates, Leaf, openssl, serial_of};
 use common::tls::{Client, TLS12, TLS13};
-use common::{Agent, Host, Legacy, Paired, is_root, tls};
+use common::{Agent, Host, Legacy, Paired, tls};
 use serde_json::{Value, json};
 
 const DAY: i64 = 86_400;
@@ -123,59 +121,11 @@ fn a_dispatcher_of_the_original_renews_and_rotates() {
     assert_eq!(post(&agent, &next, "/ping", &json!({})).0, 200);
 }
 
-/// Runs the agent as a user who may not write below `/etc`, as its service does.
-fn confine(host: &mut Host) {
-    let etc = host.path("etc/ctrl-exec-agent");
-    if !is_root() {
-        std::fs::set_permissions(etc, std::fs::Permissions::from_mode(0o555)).unwrap();
-        return;
-    }
-    const NOBODY: u32 = 65_534;
-    for open in [
-        "",
-        "etc",
-        "etc/ctrl-exec-agent",
-        "var",
-        "var/lib",
-        "usr",
-        "usr/bin",
-        "dev",
-    ] {
-        host.set_mode(open, 0o755);
-    }
-    host.set_mode("dev/log", 0o777);
-    let own = |path: &Path, uid| std::os::unix::fs::chown(path, uid, Some(NOBODY)).unwrap();
-    for file in std::fs::read_dir(&etc).unwrap() {
-        own(&file.unwrap().path(), Some(0));
-    }
-    let state = host.path("var/lib/ctrl-exec-agent");
-    own(&state, Some(NOBODY));
-    for file in std::fs::read_dir(&state).unwrap() {
-        own(&file.unwrap().path(), Some(NOBODY));
-    }
-    host.set_prefix(&[
-        "setpriv",
-        "--reuid=65534",
-        "--regid=65534",
-        "--clear-groups",
-        "--",
-    ]);
-}
-
-/// Root comes by.
-fn unconfine(host: &mut Host) {
-    if is_root() {
-        host.set_prefix(&[]);
-    } else {
-        host.set_mode("etc/ctrl-exec-agent", 0o755);
-    }
-}
-
 #[test]
 fn what_the_agent_may_not_put_into_place_is_in_force_all_the_same_until_root_does_it() {
     let mut fleet = Legacy::new(&["web1"]);
     let leaf = fleet.dispatcher_leaf.clone();
-    confine(&mut fleet.agents[0]);
+    fleet.agents[0].confine_agent();
     let host = &fleet.agents[0];
     let before = host.read("etc/ctrl-exec-agent/agent.crt");
     let agent = Agent::start(host);
@@ -208,7 +158,7 @@ fn what_the_agent_may_not_put_into_place_is_in_force_all_the_same_until_root_doe
     assert_eq!(post(&agent, &leaf, "/ping", &json!({})).1["revocations"], 1);
     drop(agent);
 
-    unconfine(&mut fleet.agents[0]);
+    fleet.agents[0].unconfine_agent();
     fleet.agents[0].cea(&["promote-cert"]).ok();
     let host = &fleet.agents[0];
     assert_eq!(
@@ -218,12 +168,12 @@ fn what_the_agent_may_not_put_into_place_is_in_force_all_the_same_until_root_doe
     assert!(!host.exists(staged));
     host.cea(&["cert-staged"]).expect_code(1);
     host.cea(&["promote-cert"]).ok();
-    confine(&mut fleet.agents[0]);
+    fleet.agents[0].confine_agent();
     let host = &fleet.agents[0];
     let agent = Agent::start(host);
     assert_eq!(shown(&agent, &leaf, host), "abc");
     drop(agent);
-    unconfine(&mut fleet.agents[0]);
+    fleet.agents[0].unconfine_agent();
 }
 
 fn now() -> i64 {

@@ -219,6 +219,24 @@ pub fn replace_keeping_owner(target: &Path, bytes: &[u8], mode: u32) -> Result<(
     }
 }
 
+/// Removes temporary files of a target that a crash has left: there may be a key in them. Nobody may be writing the target now.
+///
+/// # Errors
+/// One of them cannot be removed.
+pub fn remove_leftovers(target: &Path) -> Result<(), DurableError> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}.");
+    let dir = target.parent().unwrap_or(Path::new("/"));
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        let file = file.to_string_lossy();
+        if file.starts_with(&prefix) && file.ends_with(".tmp") {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a file; one that is not there counts as removed. Returns whether it was there.
 ///
 /// # Errors

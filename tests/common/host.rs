@@ -58,6 +58,54 @@ impl Host {
         self.prefix = words.iter().map(|w| (*w).to_owned()).collect();
     }
 
+    /// Runs its agent as a user who may not write below `/etc`, as its service does.
+    pub fn confine_agent(&mut self) {
+        let etc = self.path("etc/ctrl-exec-agent");
+        if !super::is_root() {
+            std::fs::set_permissions(etc, std::fs::Permissions::from_mode(0o555)).unwrap();
+            return;
+        }
+        const NOBODY: u32 = 65_534;
+        for open in [
+            "",
+            "etc",
+            "etc/ctrl-exec-agent",
+            "var",
+            "var/lib",
+            "usr",
+            "usr/bin",
+            "dev",
+        ] {
+            self.set_mode(open, 0o755);
+        }
+        self.set_mode("dev/log", 0o777);
+        let own = |path: &Path, uid| std::os::unix::fs::chown(path, uid, Some(NOBODY)).unwrap();
+        for file in std::fs::read_dir(&etc).unwrap() {
+            own(&file.unwrap().path(), Some(0));
+        }
+        let state = self.path("var/lib/ctrl-exec-agent");
+        own(&state, Some(NOBODY));
+        for file in std::fs::read_dir(&state).unwrap() {
+            own(&file.unwrap().path(), Some(NOBODY));
+        }
+        self.set_prefix(&[
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--",
+        ]);
+    }
+
+    /// Root comes by.
+    pub fn unconfine_agent(&mut self) {
+        if super::is_root() {
+            self.set_prefix(&[]);
+        } else {
+            self.set_mode("etc/ctrl-exec-agent", 0o755);
+        }
+    }
+
     /// A path of the system below this host's root; `/etc/x` and `etc/x` mean the same.
     pub fn path(&self, path: &str) -> PathBuf {
         self.root.path().join(path.trim_start_matches('/'))

@@ -159,6 +159,8 @@ impl<N: Network> Change<'_, N> {
         if !unable.is_empty() {
             return Err(ChangeError::Unable(unable.join(", ")));
         }
+        // Whoever cannot call anybody begins nothing.
+        self.network.open()?;
         let old = Authority::load(&self.config.ca_dir, self.clock.clone())?;
         let new = self.next_authority(kind, days)?;
         let endorsement = old.endorse(new.certificate())?;
@@ -468,6 +470,7 @@ impl<N: Network> Change<'_, N> {
 
     fn clean_up(&self, state: &State) -> Result<(), ChangeError> {
         durable::remove_dir(&State::next_dir(self.config))?;
+        durable::remove_leftovers(&self.config.ca_dir.join("ca.key"))?;
         durable::remove(&State::path(self.config))?;
         self.log("over", state);
         Ok(())

@@ -191,7 +191,9 @@ impl Desk {
             dispatcher_id: self.config.dispatcher_id.to_string(),
         };
         let verdict = claim.prepare_approval(&message::to_json(&approval))?;
-        let agent = self.agent_record(&record, choice, &certificate, &served.serial);
+        let mut agent = self.agent_record(&record, choice, &certificate, &served.serial);
+        // It trusts the CA that it gets with its certificate; while two are trusted here, that decides what it can follow to.
+        agent.cert_ca = Some(authority.certificate().fingerprint());
         registry
             .register(agent.clone(), choice.replace || half)
             .map_err(|e| match e {

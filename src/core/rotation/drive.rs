@@ -320,6 +320,8 @@ impl<N: Network> Rotation<'_, N> {
     }
 
     fn begin(&self, view: &View) -> Result<Serial, RotationError> {
+        // While it is not known who is revoked nobody is called, so nothing is begun that only calls can end.
+        Revocations::load(&self.config.revoked_file).map_err(ClientError::from)?;
         let dir = match &self.issuer {
             Issuer::Present => &self.config.ca_dir,
             Issuer::At(dir) => dir,
