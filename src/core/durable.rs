@@ -397,7 +397,13 @@ impl Lock {
                 Err(std::fs::TryLockError::WouldBlock) if std::time::Instant::now() < deadline => {
                     std::thread::sleep(std::time::Duration::from_millis(10));
                 }
-                Err(e) => return Err(failed(e.into())),
+                Err(std::fs::TryLockError::WouldBlock) => {
+                    return Err(failed(io::Error::new(
+                        io::ErrorKind::WouldBlock,
+                        "another process holds it",
+                    )));
+                }
+                Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 
@@ -12,7 +12,7 @@ use crate::core::clock::Clock;
 use crate::core::logging::Action;
 use crate::core::pki::expiry;
 use crate::core::registry::{AgentRecord, LookupBy, PeerCheck, Registry};
-use crate::core::revocation::Entry;
+use crate::core::revocation::{Entry, Revocations};
 use crate::core::types::AgentName;
 use crate::{complain, say};
 
@@ -351,6 +351,10 @@ pub(super) fn unpair(context: &Context, call: &Call) -> Result<Exit, AppError> {
         revocation::print_told(&revocation::push(context, &config)?);
         return Ok(Exit::Success);
     }
+    if is_revoked(context, args.config.as_deref(), &record) {
+        say!("Its certificate is revoked already.");
+        return Ok(Exit::Success);
+    }
     let until = if record.expiry.is_empty() {
         "an unknown date".to_owned()
     } else {
@@ -360,6 +364,14 @@ pub(super) fn unpair(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let serial = serial.unwrap_or_else(|| "SERIAL".to_owned());
     say!("To shut it out: ced revoke 0x{serial}");
     Ok(Exit::Success)
+}
+
+/// As far as the journal can be read; whoever has none has revoked nothing.
+fn is_revoked(context: &Context, config: Option<&Path>, record: &AgentRecord) -> bool {
+    common::load_config(context, config)
+        .ok()
+        .and_then(|config| Revocations::load(&config.revoked_file).ok())
+        .is_some_and(|revoked| revoked.concerns(record))
 }
 
 /// Asks the person at the terminal; where there is none, the certificate stays, as in the original.

@@ -242,7 +242,9 @@ fn print_state(state: &State, config: &DispatcherConfig, kept: usize, now: i64) 
     if let Ok(certificate) = keyring::configured_certificate(config) {
         say!("Valid until:     {}", certificate.expiry_text());
         let days = (certificate.not_after - now) / 86_400;
-        let at = certificate.not_after - i64::from(config.rotation.renewal_days) * 86_400;
+        let half_life = (certificate.not_after - certificate.not_before) / 2;
+        let before = (i64::from(config.rotation.renewal_days) * 86_400).min(half_life);
+        let at = certificate.not_after - before;
         say!(
             "Next rotation:   {} ({days} days left; 'ced maintain' begins it)",
             clock::iso(at.max(now))

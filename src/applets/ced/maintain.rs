@@ -7,12 +7,12 @@ use argh::FromArgs;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::applets::ced::{Call, common};
+use crate::applets::ced::{Call, common, revocation};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
 use crate::core::logging::Action;
-use crate::core::maintenance::{Maintenance, MaintenanceError, Schedule, Summary};
+use crate::core::maintenance::{Maintenance, MaintenanceError, Schedule, Summary, Told};
 use crate::{complain, say};
 
 /// Look after the fleet: ping every agent, renew certificates, rotate the dispatcher's own, tell late agents what they have missed.
@@ -98,6 +98,9 @@ fn as_json(summary: &Summary) -> serde_json::Value {
         "rotated": rotation.promoted.as_ref().map(ToString::to_string),
         "announced": rotation.announced.iter().filter(|a| a.result.is_ok()).count(),
         "withdrawn": rotation.withdrawn.len(),
+        "revocations_told": summary.revoked.iter().filter(|(_, t)| *t == Told::Confirmed).count(),
+        "ca_told": summary.ca.told.iter().filter(|(_, r)| r.is_ok()).count(),
+        "purged": summary.purged,
         "failed": failed,
     })
 }
@@ -134,6 +137,21 @@ fn print(summary: &Summary) {
             rotation.withdrawn.len()
         );
     }
+    if summary.ca.changed {
+        say!("The new CA signs from now on. Next: ced rotate-ca status");
+    }
+    if summary.ca.over {
+        say!("The change of the CA is over.");
+    }
+    for (agent, result) in &summary.ca.told {
+        if let Err(error) = result {
+            say!(
+                "  {agent:<30}  not told of the change of the CA: {}",
+                printable(error)
+            );
+        }
+    }
+    revocation::print_told(&summary.revoked);
     for (agent, error) in &summary.renewal_failed {
         say!("  {agent:<30}  not renewed: {}", printable(error));
     }

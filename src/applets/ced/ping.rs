@@ -155,6 +155,7 @@ fn seen(result: &HostResult) -> Option<Seen> {
     Some(Seen {
         target: result.target.clone(),
         shown: answer.peer.clone(),
+        presented: answer.presented.clone(),
         body: Arc::new(answer.body.clone()),
     })
 }

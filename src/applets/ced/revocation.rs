@@ -319,7 +319,7 @@ pub(super) fn list(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let late: Vec<&AgentRecord> = listing
         .agents
         .iter()
-        .filter(|a| a.revocations < revoked.count() && !revoked.concerns(a))
+        .filter(|a| a.revocations != revoked.count() && !revoked.concerns(a))
         .collect();
     if args.json {
         let agents: Vec<Value> = listing

@@ -67,7 +67,10 @@ impl ExchangeError {
             Self::Forbidden(words) => {
                 words == wire::errors::SERIAL_MISMATCH || words == wire::errors::FORBIDDEN
             }
-            Self::Tls { failure, .. } => matches!(failure, TlsFailure::RefusedByPeer(_)),
+            Self::Tls { failure, .. } => matches!(
+                failure,
+                TlsFailure::RefusedByPeer(_) | TlsFailure::ExpiredThere
+            ),
             _ => false,
         }
     }

@@ -16,7 +16,7 @@ const MAX_PEM: u64 = 256 * 1024;
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("{0}\nThe dispatcher's own certificate is made by: ced setup-ctrl-exec")]
+    #[error("{0} (the dispatcher's own certificate is made by: ced setup-ctrl-exec)")]
     Keyring(#[from] KeyringError),
     #[error(transparent)]
     Open(#[from] OpenError),

@@ -11,12 +11,13 @@ use crate::core::client::fanout::fan_out;
 use crate::core::client::fleet::{self, Fleet, Network, Reply};
 use crate::core::client::open::{self, ClientError};
 use crate::core::config::DispatcherConfig;
+use crate::core::keyring;
 use crate::core::logging::Action;
 use crate::core::pki::ca::CaError;
 use crate::core::pki::{Authority, Certificate};
 use crate::core::registry::{AgentRecord, PeerCheck, Registry, Target};
 use crate::core::renewal::{self, Renewed};
-use crate::core::types::{AgentName, ReqId};
+use crate::core::types::{AgentName, ReqId, Serial};
 
 /// One agent that was asked, and what came back.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct Seen {
     pub target: Target,
     /// The certificate that it has shown.
     pub shown: Arc<Certificate>,
+    /// The serial of ours with which it let us in.
+    pub presented: Serial,
     pub body: Arc<serde_json::Map<String, Value>>,
 }
 
@@ -42,6 +45,7 @@ impl Contact {
         let answer = fleet::accepted(&self.reply).ok()?;
         Some(Seen {
             shown: answer.peer.clone(),
+            presented: answer.presented.clone(),
             body: Arc::new(answer.body.clone()),
             target: self.target,
         })
@@ -121,6 +125,13 @@ impl<N: Network> Maintenance<'_, N> {
             }
             if let Some(seen) = by_name.get(&record.name) {
                 renewal::learn(record, &seen.shown, Some(&seen.body));
+                // It was restored from a backup, or our registry was: what it trusts is what has just let us in, and it is told the rest.
+                let believed = &seen.target.record.dispatcher_serial;
+                if record.dispatcher_serial == *believed
+                    && !keyring::names_serial(believed, &seen.presented)
+                {
+                    record.dispatcher_serial = seen.presented.legacy();
+                }
                 record.cert_ca = renewal::issuer_of(&seen.shown, &cas, self.clock);
             }
         };
@@ -151,8 +162,12 @@ impl<N: Network> Maintenance<'_, N> {
         }
         let authority = match Authority::load(&self.config.ca_dir, self.clock.clone()) {
             Ok(authority) => Arc::new(authority),
-            // The API's user, or a host that only dispatches: signing is somebody else's.
-            Err(error) if error.is_absent_or_forbidden() => return Ok(()),
+            // The API's user, or a host that only dispatches: signing is somebody else's. For root there is nobody else.
+            Err(error)
+                if error.is_absent_or_forbidden() && !rustix::process::geteuid().is_root() =>
+            {
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let signing = authority.certificate();

@@ -42,7 +42,7 @@ impl<N: Network> Maintenance<'_, N> {
             .list()?
             .agents
             .into_iter()
-            .filter(|a| a.revocations < revoked.count() && !revoked.concerns(a))
+            .filter(|a| a.revocations != revoked.count() && !revoked.concerns(a))
             .filter(|a| only.is_none_or(|only| only.contains(&a.name)))
             .map(Target::of)
             .collect();
@@ -55,7 +55,9 @@ impl<N: Network> Maintenance<'_, N> {
             late,
             self.config.max_parallel,
             |target| {
+                // More than there are: the journal is another one than the agent has confirmed. It gets all of it.
                 let known = usize::try_from(target.record.revocations).unwrap_or(0);
+                let known = if known > entries.len() { 0 } else { known };
                 let lacking = entries.get(known..).unwrap_or_default().to_vec();
                 tell(fleet.clone(), target, lacking)
             },

@@ -32,7 +32,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 pub enum CaError {
     #[error("'{}' exists already: a CA is made only once; to start over, move the old one away first", .0.display())]
     Exists(PathBuf),
-    #[error("CA {what} not found at '{}' - run setup-ca first", .path.display())]
+    #[error("CA {what} not found at '{}' - run setup-ca first, or restore it if there was one (docs/recovery.md)", .path.display())]
     Missing { what: &'static str, path: PathBuf },
     #[error("{0}")]
     Open(OpenError),
