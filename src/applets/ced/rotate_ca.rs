@@ -75,7 +75,17 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         network: &network,
     };
     // What each agent trusts now is what everything below is decided by.
-    common::block_on(maintenance.pass(false))?.map_err(|e| busy(&e))?;
+    let before = State::load(&config).map_err(|e| failed(&e))?;
+    let pass = common::block_on(maintenance.pass(false))?.map_err(|e| busy(&e))?;
+    // One that was only waiting for agents' confirmation may have come to the end that is asked for.
+    let ending = match before.map(|state| state.phase) {
+        Some(Phase::Withdrawing) => "finish",
+        Some(Phase::Aborting) => "abort",
+        _ => "",
+    };
+    if pass.ca.over && args.word == ending {
+        return report(&change, &args, &pass.ca);
+    }
     let lock = Rotation::<Live>::lock(&config, PATIENCE).map_err(|e| busy(&e))?;
     let outcome = match args.word.as_str() {
         "start" => {
