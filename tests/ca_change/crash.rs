@@ -27,8 +27,8 @@ fn whenever_the_power_goes_the_change_ends_as_it_should() {
     let begun = || status(ced)["phase"] != Value::Null;
     for cycle in 0..3_u32 {
         let old = stolen_ca(ced);
-        // Early, in the middle, late: other moments in every cycle.
-        let part = |k: u32| took * (k * 3 + cycle + 1) / 6;
+        // Early, in the middle, late: other moments in every cycle. Start and finish are a pass each before and after their own work.
+        let part = |k: u32| took * (k * 3 + cycle + 1) / 3;
         for k in 0..3 {
             cut_off(ced, &["rotate-ca", "start"], part(k));
         }

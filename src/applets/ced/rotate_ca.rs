@@ -74,15 +74,17 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         clock: &clock,
         network: &network,
     };
-    let begun = State::load(&config).map_err(|e| failed(&e))?;
     // What each agent trusts now is what everything below is decided by.
-    let before = common::block_on(maintenance.pass(false))?.map_err(|e| busy(&e))?;
-    let asked_for = matches!(
-        (args.word.as_str(), begun.map(|s| s.phase)),
-        ("finish", Some(Phase::Withdrawing)) | ("abort", Some(Phase::Aborting))
-    );
-    if before.ca.over && asked_for {
-        return report(&change, &args, &before.ca);
+    let before = State::load(&config).map_err(|e| failed(&e))?;
+    let pass = common::block_on(maintenance.pass(false))?.map_err(|e| busy(&e))?;
+    // One that was only waiting for agents' confirmation may have come to the end that is asked for.
+    let ending = match before.map(|state| state.phase) {
+        Some(Phase::Withdrawing) => "finish",
+        Some(Phase::Aborting) => "abort",
+        _ => "",
+    };
+    if pass.ca.over && args.word == ending {
+        return report(&change, &args, &pass.ca);
     }
     let lock = Rotation::<Live>::lock(&config, PATIENCE).map_err(|e| busy(&e))?;
     let outcome = match args.word.as_str() {
@@ -159,6 +161,9 @@ fn report(change: &Change<'_, Live>, args: &Args, outcome: &Outcome) -> Result<E
         if let Err(error) = result {
             say!("  {agent:<30}  {}", printable(error));
         }
+    }
+    if outcome.over {
+        return Ok(Exit::Success);
     }
     status(change, change.config, false)
 }
