@@ -37,7 +37,7 @@ fn a_mixed_fleet_goes_over_and_the_old_key_opens_no_door() {
     let out = ced.ced(&["rotate-ca", "finish"]).ok().out();
     assert_eq!(
         out,
-        "The old CA is not trusted any more, here and on every agent. The change is over.\nNo change of the CA is going on.\n"
+        "The old CA is not trusted any more, here and on every agent. The change is over.\n"
     );
     let all = [
         (&one, &fleet.agents[0]),
