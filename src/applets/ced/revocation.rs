@@ -149,7 +149,7 @@ fn of_agent(
             agent: Some(name),
         }),
         None => Err(AppError::failed(format!(
-            "the registry does not know the serial of '{name}', and the host cannot be asked ({}): give the serial itself (openssl x509 -noout -serial -in its agent.crt, or ca.serial's issue records), as in: ced revoke 0xSERIAL",
+            "the registry does not know the serial of '{name}', and the host cannot be asked ({}): give the serial itself (on the host: openssl x509 -noout -serial -in agent.crt), as in: ced revoke 0xSERIAL",
             failure.unwrap_or_else(|| "it did not answer as an agent".to_owned())
         ))),
     }
