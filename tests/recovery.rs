@@ -15,7 +15,10 @@ fn serial_status(fleet: &Paired, name: &str) -> (String, String) {
 
 fn current(fleet: &Paired) -> String {
     let state = fleet.dispatcher.json("var/lib/ctrl-exec/rotation.json");
-    state["current_serial"].as_str().unwrap().to_owned()
+    state["current_serial"]
+        .as_str()
+        .expect("the state names the current serial")
+        .to_owned()
 }
 
 #[test]
