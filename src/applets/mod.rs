@@ -1,5 +1,6 @@
 //! THE TABLE: which names this binary answers to, and what each of them does.
 
+pub mod api;
 pub mod cea;
 pub mod ced;
 pub mod cli;
@@ -73,6 +74,12 @@ pub static APPLETS: &[Applet] = &[
         aliases: &["ctrl-exec-agent"],
         summary: "agent: run allowlisted scripts for trusted dispatchers",
         entry: cea::main,
+    },
+    Applet {
+        name: "ced-api",
+        aliases: &["ctrl-exec-api"],
+        summary: "HTTP API of the dispatcher: ping, run, status, discovery",
+        entry: api::main,
     },
     Applet {
         name: "ctrl-exec-exec",
