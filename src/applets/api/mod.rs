@@ -9,11 +9,18 @@
 //!
 //! A request that is being worked on has a task of its own: a client that goes away does not end a run, and its record is kept.
 
+mod call;
+mod fields;
 mod gate;
+mod handlers;
+mod owner;
+mod path;
 mod peer;
 mod reply;
+mod routes;
 mod serve;
 mod state;
+mod throttle;
 
 use std::path::PathBuf;
 

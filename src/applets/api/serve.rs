@@ -44,7 +44,7 @@ async fn run(context: &Context, file: Option<PathBuf>) -> Result<Exit, AppError>
         .and_then(TcpListener::from_std)
         .map_err(cannot)?;
     say!("listening on {}", listener.local_addr().map_err(cannot)?);
-    let api = Arc::new(Api::new(context.clone(), file, snapshot));
+    let api = Arc::new(Api::new(context.clone(), file, snapshot).map_err(AppError::failed)?);
     loop {
         let (stream, address) = listener.accept().await.map_err(cannot)?;
         let api = api.clone();

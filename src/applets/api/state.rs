@@ -1,15 +1,20 @@
 //! What the server knows: one picture of everything that is read from disk, replaced as a whole, and what lives beside it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::applets::Context;
+use crate::applets::api::owner;
+use crate::applets::api::throttle::Throttle;
+use crate::applets::{Context, VERSION, api};
 use crate::core::client::exchange::Client;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::hostname;
+use crate::core::metrics::ApiMetrics;
+use crate::core::runs::Store;
 
 /// Requests that are worked on at the same time, those included whose clients have gone.
 const MAX_WORK: u32 = 1 << 16;
@@ -31,6 +36,11 @@ pub(super) enum LoadError {
 }
 
 impl Snapshot {
+    /// The records of runs.
+    pub(super) fn store(&self) -> Store {
+        Store::new(&self.config.runs_dir, self.config.run_retention)
+    }
+
     /// Reads everything. The texts are warnings for the person who starts or reloads the server.
     ///
     /// # Errors
@@ -66,17 +76,41 @@ pub(super) struct Api {
     /// Exchanges with agents, over all requests (`max_parallel`).
     pub(super) exchanges: Arc<Semaphore>,
     work: Arc<Semaphore>,
+    throttle: Mutex<Throttle>,
+    owner_key: ring::hmac::Key,
+    pub(super) metrics: Arc<ApiMetrics>,
 }
 
 impl Api {
-    pub(super) fn new(context: Context, file: Option<PathBuf>, snapshot: Snapshot) -> Self {
-        Self {
+    /// # Errors
+    /// The key that names owners of runs can neither be read nor made.
+    pub(super) fn new(
+        context: Context,
+        file: Option<PathBuf>,
+        snapshot: Snapshot,
+    ) -> Result<Self, String> {
+        let throttle = Throttle::new(snapshot.config.api.refusal_limit, Instant::now());
+        let metrics = ApiMetrics::new(api::IDENT, VERSION, snapshot.clock.now());
+        Ok(Self {
+            owner_key: owner::key(&snapshot.config.runs_dir)?,
+            throttle: Mutex::new(throttle),
+            metrics: Arc::new(metrics),
             context,
             file,
             exchanges: Arc::new(Semaphore::new(snapshot.config.max_parallel)),
             work: Arc::new(Semaphore::new(MAX_WORK as usize)),
             snapshot: RwLock::new(Arc::new(snapshot)),
-        }
+        })
+    }
+
+    /// The bookkeeping about refusals. Never held across an await.
+    pub(super) fn throttle(&self) -> MutexGuard<'_, Throttle> {
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes names of owners from their tokens.
+    pub(super) fn owner_key(&self) -> &ring::hmac::Key {
+        &self.owner_key
     }
 
     /// The present picture.

@@ -1,16 +1,14 @@
 //! What stands between a parsed request and its handler (spec/agent.md 7.2 steps 9-15, 9.1). The order: overload, revocation,
 //! number of headers, announced size, route, trust, budget; only then the body is read.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts};
 use axum::response::Response;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
+use hyper::body::{Bytes, Incoming};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
@@ -21,6 +19,7 @@ use crate::applets::cea::connection::Child;
 use crate::applets::cea::state::{Agent, Snapshot};
 use crate::applets::cea::timekeeping::{self, Witness};
 use crate::applets::cea::{handlers, reply};
+use crate::core::http_body::Polite;
 use crate::core::logging::Action;
 use crate::core::pki::{Certificate, PeerIdentity};
 use crate::core::types::DispatcherId;
@@ -28,6 +27,8 @@ use crate::core::wire::{self, errors};
 
 /// Longest time for a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is taken of an unwanted body.
+const UNWANTED_BYTES: u64 = 4 * wire::MAX_REQUEST_BODY;
 
 /// The other end of a connection.
 #[derive(Clone)]
@@ -58,11 +59,11 @@ pub(super) async fn answer(
 ) -> Response {
     let snapshot = agent.snapshot();
     if let Some(refusal) = refuse_early(&snapshot, &peer, &request) {
-        drop(Polite(Some(request.into_body())));
+        drop(Polite::new(request.into_body(), UNWANTED_BYTES));
         return refusal;
     }
     let stranger = snapshot.dispatcher(&peer.identity).is_none();
-    let mut request = request.map(|body| Body::new(Polite(Some(body))));
+    let mut request = request.map(|body| Body::new(Polite::new(body, UNWANTED_BYTES)));
     request.extensions_mut().insert(peer);
     request.extensions_mut().insert(snapshot);
     let Ok(response) = router.call(request).await;
@@ -221,60 +222,6 @@ impl FromRequest<Arc<Agent>> for Payload {
                 StatusCode::REQUEST_TIMEOUT,
                 "request timeout",
             ))),
-        }
-    }
-}
-
-/// A body that is read to its end, within reason, although nobody wants it: closing a connection on unread bytes makes the kernel
-/// send a reset, which can destroy the refusal before the peer has read it.
-struct Polite(Option<Incoming>);
-
-/// What is taken of an unwanted body, and for how long.
-const UNWANTED_BYTES: u64 = 4 * wire::MAX_REQUEST_BODY;
-const UNWANTED_TIME: Duration = Duration::from_secs(5);
-
-impl hyper::body::Body for Polite {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.0 {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(hyper::body::Body::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.0
-            .as_ref()
-            .map_or_else(SizeHint::default, hyper::body::Body::size_hint)
-    }
-}
-
-impl Drop for Polite {
-    fn drop(&mut self) {
-        let Some(body) = self.0.take().filter(|body| !body.is_end_stream()) else {
-            return;
-        };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(timeout(UNWANTED_TIME, swallow(body)));
-        }
-    }
-}
-
-async fn swallow(mut body: Incoming) {
-    let mut taken = 0;
-    while let Some(Ok(frame)) = body.frame().await {
-        taken += frame.data_ref().map_or(0, |data| data.len() as u64);
-        if taken > UNWANTED_BYTES {
-            return;
         }
     }
 }

@@ -7,7 +7,7 @@ mod process;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::core::clock::Clock;
@@ -25,6 +25,10 @@ pub enum HookAction {
     Run,
     Ping,
     Status,
+    /// API: `DELETE /runs/{reqid}` (ours).
+    Cancel,
+    /// API: `/metrics` (ours).
+    Metrics,
     /// Agent: `/capabilities`.
     Discovery,
     /// Agent: `/rotate-serial`.
@@ -42,6 +46,8 @@ impl HookAction {
             Self::Run => "run",
             Self::Ping => "ping",
             Self::Status => "status",
+            Self::Cancel => "cancel",
+            Self::Metrics => "metrics",
             Self::Discovery => "discovery",
             Self::Rotate => "rotate",
             Self::Revoke => "revoke",
@@ -62,10 +68,27 @@ pub enum Caller {
 }
 
 /// Who submitted the run whose status is asked for, as recorded.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Submitter {
     pub username: String,
     pub source_ip: String,
+}
+
+/// What the API knows of a request besides; new fields of the contract, beside those of the original and never in their place.
+#[derive(Clone, Debug, Default)]
+pub struct HttpContext {
+    pub method: String,
+    pub path: String,
+    /// The action that gate 2 of this route will ask about; empty for routes without one and for unknown paths.
+    pub route_action: &'static str,
+    /// Of `Authorization: Bearer`.
+    pub bearer: Secret<String>,
+    /// Subject CN of the client's verified certificate.
+    pub client_name: String,
+    /// SHA-256 of that certificate, lower-case hex.
+    pub client_fingerprint: String,
+    /// User at the other end of the unix socket: a name, or a number where there is no name.
+    pub peer_user: String,
 }
 
 /// What the hook is told. Texts are empty when they do not apply.
@@ -86,6 +109,8 @@ pub struct HookContext {
     pub dispatcher_serial: String,
     pub reqid: String,
     pub submitter: Option<Submitter>,
+    /// Only from the API.
+    pub http: Option<HttpContext>,
 }
 
 impl HookContext {
@@ -103,6 +128,7 @@ impl HookContext {
             dispatcher_serial: String::new(),
             reqid: String::new(),
             submitter: None,
+            http: None,
         }
     }
 }
@@ -128,7 +154,17 @@ pub async fn authorise(
     context: &HookContext,
     clock: &Clock,
 ) -> Decision {
-    let ruling = match hook {
+    rule(hook, caller, context, clock).await.tell()
+}
+
+/// The same without the lines: for a caller that may have too many refusals to tell.
+pub async fn rule(
+    hook: Option<&HookConfig>,
+    caller: Caller,
+    context: &HookContext,
+    clock: &Clock,
+) -> Ruling {
+    match hook {
         None => without_hook(caller, context),
         Some(hook) => {
             let outcome = match secure_open::check_executable(&hook.path) {
@@ -140,17 +176,24 @@ pub async fn authorise(
             };
             with_hook(hook, context, outcome)
         }
-    };
-    for (priority, line) in ruling.lines {
-        line.emit(priority);
     }
-    ruling.decision
 }
 
 /// A decision and the lines that tell it.
-struct Ruling {
-    decision: Decision,
+#[derive(Debug)]
+pub struct Ruling {
+    pub decision: Decision,
     lines: Vec<(Priority, Action)>,
+}
+
+impl Ruling {
+    /// Writes the lines.
+    pub fn tell(self) -> Decision {
+        for (priority, line) in self.lines {
+            line.emit(priority);
+        }
+        self.decision
+    }
 }
 
 /// Why a context cannot be handed to a process.
@@ -212,8 +255,23 @@ impl Input {
             ("ENVEXEC_SUBMITTER_IP", submitter.source_ip.clone()),
             ("ENVEXEC_TIMESTAMP", timestamp.to_owned()),
         ];
+        let http = c.http.as_ref().map_or_else(Vec::new, |http| {
+            vec![
+                ("ENVEXEC_METHOD", http.method.clone()),
+                ("ENVEXEC_PATH", http.path.clone()),
+                ("ENVEXEC_ROUTE_ACTION", http.route_action.to_owned()),
+                ("ENVEXEC_BEARER", http.bearer.expose().clone()),
+                ("ENVEXEC_CLIENT_NAME", http.client_name.clone()),
+                (
+                    "ENVEXEC_CLIENT_FINGERPRINT",
+                    http.client_fingerprint.clone(),
+                ),
+                ("ENVEXEC_PEER_USER", http.peer_user.clone()),
+            ]
+        });
         let environment: BTreeMap<_, _> = pairs
             .into_iter()
+            .chain(http)
             .map(|(key, value)| (key, Zeroizing::new(value)))
             .collect();
         if environment.values().any(|v| v.contains('\0')) {
@@ -237,6 +295,15 @@ impl Input {
             reqid: &c.reqid,
             submitter: c.submitter.as_ref(),
             timestamp,
+            http: c.http.as_ref().map(|http| ToldHttp {
+                method: &http.method,
+                path: &http.path,
+                route_action: http.route_action,
+                bearer: &http.bearer,
+                client_name: &http.client_name,
+                client_fingerprint: &http.client_fingerprint,
+                peer_user: &http.peer_user,
+            }),
         };
         // With room for all of it the buffer is not moved, which would leave the token behind.
         let room = MAX_ESCAPE * size + 1024;
@@ -261,6 +328,20 @@ struct Told<'a> {
     reqid: &'a str,
     submitter: Option<&'a Submitter>,
     timestamp: &'a str,
+    #[serde(flatten)]
+    http: Option<ToldHttp<'a>>,
+}
+
+/// The members that only the API adds.
+#[derive(Serialize)]
+struct ToldHttp<'a> {
+    method: &'a str,
+    path: &'a str,
+    route_action: &'a str,
+    bearer: &'a Secret<String>,
+    client_name: &'a str,
+    client_fingerprint: &'a str,
+    peer_user: &'a str,
 }
 
 fn claimed_user(context: &HookContext) -> &str {

@@ -58,6 +58,8 @@ impl DispatcherConfig {
                 max_children: 64,
                 auth_default: AuthDefault::Deny,
                 auth_deny_generic: false,
+                refusal_limit: Some(RateSpec::new(20, 60, 60)),
+                metrics: true,
             },
         }
     }

@@ -160,6 +160,8 @@ fn api(r: &mut Reader<'_>, config: &mut DispatcherConfig, paths: &Paths) {
     api.bind = r.address("api_bind").unwrap_or(api.bind);
     api.max_children = r.size("api_max_children", 1..=65_535, api.max_children);
     api.auth_deny_generic = r.boolean("auth_deny_generic", api.auth_deny_generic);
+    api.refusal_limit = r.rate("api_refusal_limit", api.refusal_limit);
+    api.metrics = r.boolean("api_metrics", api.metrics);
     api.auth_default = auth_default(r).unwrap_or(api.auth_default);
     let spans = (r.value_span("api_cert"), r.value_span("api_key"));
     api.tls = match (r.path("api_cert", paths), r.path("api_key", paths)) {

@@ -106,6 +106,11 @@ pub struct ApiSettings {
     pub auth_default: AuthDefault,
     /// Hide why a request was denied (key `auth_deny_generic`), default off.
     pub auth_deny_generic: bool,
+    /// Refused requests of one address before it is answered without asking the hook (key `api_refusal_limit`, ours); default 20/60/60, limit 0
+    /// = `None`.
+    pub refusal_limit: Option<RateSpec>,
+    /// Serve `/metrics` (key `api_metrics`, ours), default on; gate 1 and gate 2 apply.
+    pub metrics: bool,
 }
 
 /// When and how the dispatcher changes its own certificate (spec/dispatcher.md 2.2).

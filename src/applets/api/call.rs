@@ -1,0 +1,310 @@
+//! A request that has passed gate 1, as its handler gets it, and the question to gate 2.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::response::Response;
+use hyper::StatusCode;
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap};
+use ring::digest;
+use serde_json::{Map, Value, json};
+
+use crate::applets::api::peer::{Origin, Peer};
+use crate::applets::api::reply;
+use crate::applets::api::routes::Route;
+use crate::applets::api::state::{Api, Snapshot};
+use crate::applets::api::throttle::Fingerprint;
+use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext, HttpContext};
+use crate::core::config::AuthDefault;
+use crate::core::logging::Action;
+use crate::core::metrics::ApiRefusal;
+use crate::core::types::{Secret, hex};
+
+/// How the client wants its answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Wanted {
+    Json,
+    /// `text/event-stream`.
+    Events,
+    /// `application/x-ndjson`.
+    Lines,
+}
+
+impl Wanted {
+    /// The first of the three that `Accept` names; quality values are not weighed, since nobody sends two of them.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let named = headers
+            .get_all(ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|range| {
+                let kind = range.split(';').next().unwrap_or_default().trim();
+                match kind.to_ascii_lowercase().as_str() {
+                    "text/event-stream" => Some(Self::Events),
+                    "application/x-ndjson" => Some(Self::Lines),
+                    "application/json" | "application/*" | "*/*" => Some(Self::Json),
+                    _ => None,
+                }
+            })
+            .next();
+        named.unwrap_or(Self::Json)
+    }
+}
+
+/// `Authorization: Bearer <token>`: any case for both words, the token up to a blank, the last one wins (spec/api.md 2).
+pub(super) fn bearer(headers: &HeaderMap) -> Secret<String> {
+    let token = headers
+        .get_all(AUTHORIZATION)
+        .iter()
+        .filter_map(|value| {
+            let mut words = value.to_str().ok()?.split_ascii_whitespace();
+            let scheme = words.next()?;
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then(|| words.next())?
+        })
+        .next_back();
+    Secret::new(token.unwrap_or_default().to_owned())
+}
+
+/// A request for a route.
+pub(super) struct Call {
+    pub(super) api: Arc<Api>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) peer: Peer,
+    pub(super) route: &'static Route,
+    /// `{reqid}` of the path.
+    pub(super) reqid: Option<String>,
+    pub(super) query: String,
+    pub(super) body: Bytes,
+    pub(super) bearer: Secret<String>,
+    pub(super) wanted: Wanted,
+    pub(super) http: HttpContext,
+}
+
+/// Names whoever shows a credential, in the bookkeeping of refusals.
+pub(super) fn fingerprint(peer: &Peer, secret: &Secret<String>) -> Option<Fingerprint> {
+    let certificate = peer.certificate.as_ref().map(|c| c.fingerprint());
+    if secret.expose().is_empty() && certificate.is_none() {
+        return None;
+    }
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(certificate.unwrap_or_default().as_bytes());
+    context.update(b"\n");
+    context.update(secret.expose().as_bytes());
+    let mut name = Fingerprint::default();
+    name.copy_from_slice(context.finish().as_ref());
+    Some(name)
+}
+
+/// What the hook is told of a request, whatever it asks for.
+pub(super) fn hook_context(action: HookAction, peer: &Peer, http: &HttpContext) -> HookContext {
+    HookContext {
+        source_ip: peer.source_ip(),
+        http: Some(http.clone()),
+        ..HookContext::new(action)
+    }
+}
+
+/// The API's part of the context.
+pub(super) fn http_context(
+    method: &str,
+    path: &str,
+    route_action: &'static str,
+    bearer: &Secret<String>,
+    peer: &Peer,
+) -> HttpContext {
+    let (client_name, client_fingerprint) = match &peer.certificate {
+        Some(certificate) => (
+            certificate.subject_cn.clone().unwrap_or_default(),
+            certificate.fingerprint(),
+        ),
+        None => Default::default(),
+    };
+    let peer_user = match &peer.origin {
+        Origin::Inet(_) => String::new(),
+        Origin::Local { uid, user } => user.clone().unwrap_or_else(|| uid.to_string()),
+    };
+    HttpContext {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        route_action,
+        bearer: bearer.clone(),
+        client_name,
+        client_fingerprint,
+        peer_user,
+    }
+}
+
+/// Asks the hook as the API, and keeps the books about refusals.
+pub(super) async fn ask(
+    api: &Api,
+    snapshot: &Snapshot,
+    peer: &Peer,
+    asked: &HookContext,
+) -> Decision {
+    let config = &snapshot.config;
+    let caller = Caller::Api {
+        default_allow: config.api.auth_default == AuthDefault::Allow,
+    };
+    let began = Instant::now();
+    let ruling = authhook::rule(config.auth_hook.as_ref(), caller, asked, &snapshot.clock).await;
+    if config.auth_hook.is_some() {
+        api.metrics.hook(began.elapsed());
+    }
+    let Decision::Denied { code, .. } = &ruling.decision else {
+        return ruling.tell();
+    };
+    // Whoever is known but may not do this shows no wrong credential.
+    const INSUFFICIENT: i32 = 3;
+    let now = Instant::now();
+    let (tell, blocks) = {
+        let mut throttle = api.throttle();
+        let blocks = *code != INSUFFICIENT && throttle.refused(&peer.source(), now).blocks;
+        (throttle.may_tell(now), blocks)
+    };
+    if blocks {
+        Action::new("api-throttle")
+            .field("PEER", peer.source())
+            .warning();
+    }
+    match tell {
+        None => ruling.decision,
+        Some(suppressed) => {
+            if suppressed > 0 {
+                Action::new("api-log-suppressed")
+                    .field("COUNT", suppressed)
+                    .warning();
+            }
+            ruling.tell()
+        }
+    }
+}
+
+/// The answer to a denial (spec/api.md 7, 10.3).
+pub(super) fn denied(snapshot: &Snapshot, reason: &str, code: i32) -> Response {
+    let body = if snapshot.config.api.auth_deny_generic {
+        json!({"ok": false, "error": "forbidden"})
+    } else {
+        json!({"ok": false, "error": reason, "code": code})
+    };
+    reply::json(StatusCode::FORBIDDEN, &body)
+}
+
+impl Call {
+    /// The body as an object.
+    ///
+    /// # Errors
+    /// The answer: 400.
+    pub(super) fn object(&self) -> Result<Map<String, Value>, Response> {
+        // The original's language takes `0` for nothing.
+        if self.body.is_empty() || &self.body[..] == b"0" {
+            return Err(reply::bad_request("request body required"));
+        }
+        serde_json::from_slice(&self.body).map_err(|_| reply::bad_request("invalid JSON body"))
+    }
+
+    /// What the hook is told at gate 2, before the fields of the route.
+    pub(super) fn asks(&self, action: HookAction) -> HookContext {
+        hook_context(action, &self.peer, &self.http)
+    }
+
+    /// Gate 2.
+    ///
+    /// # Errors
+    /// The answer: 403. A route that must not tell a refusal apart asks [`ask`] itself.
+    pub(super) async fn authorise(&self, asked: &HookContext) -> Result<(), Response> {
+        match ask(&self.api, &self.snapshot, &self.peer, asked).await {
+            Decision::Allowed => {
+                self.accepted(&asked.token);
+                Ok(())
+            }
+            Decision::Denied { reason, code } => {
+                self.api.metrics.refused(ApiRefusal::Auth);
+                Err(denied(&self.snapshot, &reason, code))
+            }
+        }
+    }
+
+    /// Gate 2 has let a credential pass.
+    pub(super) fn accepted(&self, token: &Secret<String>) {
+        let secret = if token.expose().is_empty() {
+            &self.bearer
+        } else {
+            token
+        };
+        if let Some(credential) = fingerprint(&self.peer, secret) {
+            let source = self.peer.source();
+            self.api
+                .throttle()
+                .accepted(&source, credential, Instant::now());
+        }
+    }
+
+    /// Whose a run is: named by its credential, without telling it. `None`: the caller has shown none.
+    ///
+    /// The certificate first, then a token in the header or in the body, which is the same token, then the user of the unix socket.
+    pub(super) fn owner(&self, token: &Secret<String>) -> Option<String> {
+        if let Some(certificate) = &self.peer.certificate {
+            return Some(format!("cert:{}", certificate.fingerprint()));
+        }
+        let secret = if self.bearer.expose().is_empty() {
+            token
+        } else {
+            &self.bearer
+        };
+        if !secret.expose().is_empty() {
+            let key = self.api.owner_key();
+            let tag = ring::hmac::sign(key, secret.expose().as_bytes());
+            return Some(format!("token:{}", hex(&tag.as_ref()[..16])));
+        }
+        match &self.peer.origin {
+            Origin::Local { uid, .. } => Some(format!("uid:{uid}")),
+            Origin::Inet(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+
+    fn headers(name: hyper::header::HeaderName, values: &[&'static str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(&name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn the_last_bearer_wins_and_ends_at_a_blank() {
+        let token =
+            |values: &[&'static str]| bearer(&headers(AUTHORIZATION, values)).expose().clone();
+        assert_eq!(token(&["bEaReR  abc def"]), "abc");
+        assert_eq!(token(&["Bearer a", "Bearer b", "Basic c"]), "b");
+        assert_eq!(token(&["Bearer"]), "");
+        assert_eq!(token(&["Basic eDp5"]), "");
+        assert_eq!(token(&[]), "");
+    }
+
+    #[test]
+    fn accept_decides() {
+        let wanted = |values: &[&'static str]| Wanted::of(&headers(ACCEPT, values));
+        assert_eq!(wanted(&[]), Wanted::Json);
+        assert_eq!(wanted(&["*/*"]), Wanted::Json);
+        assert_eq!(wanted(&["text/event-stream"]), Wanted::Events);
+        assert_eq!(
+            wanted(&["text/html, Application/X-NDJSON;q=0.5"]),
+            Wanted::Lines
+        );
+        assert_eq!(
+            wanted(&["application/json, text/event-stream"]),
+            Wanted::Json
+        );
+        assert_eq!(wanted(&["image/png"]), Wanted::Json);
+    }
+}

@@ -1,0 +1,14 @@
+//! In the making.
+
+use axum::response::Response;
+
+use crate::applets::api::call::Call;
+use crate::applets::api::reply;
+
+pub(in crate::applets::api) async fn list(_: Call) -> Response {
+    reply::not_found("")
+}
+
+pub(in crate::applets::api) async fn cancel(_: Call) -> Response {
+    reply::not_found("")
+}
