@@ -14,6 +14,7 @@ pub mod listen;
 pub mod locks;
 pub mod logging;
 pub mod maintenance;
+pub mod metrics;
 pub mod pairing;
 pub mod paths;
 pub mod pki;

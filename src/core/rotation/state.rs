@@ -20,6 +20,8 @@ const MODE: u32 = 0o640;
 pub enum StateError {
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("'{}' is damaged ({reason}): what it said is found out again from the certificate and the registry at the next 'ced maintain'", .path.display())]
+    Damaged { path: PathBuf, reason: String },
     #[error(transparent)]
     Write(#[from] DurableError),
 }
@@ -79,22 +81,35 @@ impl State {
     /// # Errors
     /// It is there and cannot be read.
     pub fn load(path: &Path) -> Result<Option<Self>, StateError> {
-        let bytes = match secure_open::read_plain(path, MAX_STATE) {
-            Ok(bytes) => bytes,
-            Err(e) if e.is_not_found() => return Ok(None),
-            Err(e) => return Err(e.into()),
-        };
-        match serde_json::from_slice::<Self>(&bytes) {
-            Ok(state) => Ok(Some(state)),
-            Err(error) => {
+        match Self::read(path) {
+            Err(StateError::Damaged { path, reason }) => {
                 Action::new("rotation-state-corrupt")
-                    .field("ERROR", &error)
+                    .field("ERROR", &reason)
                     .field("PATH", path.display())
                     .field("REASON", "treated as absent")
                     .err();
                 Ok(None)
             }
+            other => other,
         }
+    }
+
+    /// Reads the file for somebody who only looks; `None` if there is none.
+    ///
+    /// # Errors
+    /// It is there and cannot be read, or is damaged.
+    pub fn read(path: &Path) -> Result<Option<Self>, StateError> {
+        let bytes = match secure_open::read_plain(path, MAX_STATE) {
+            Ok(bytes) => bytes,
+            Err(e) if e.is_not_found() => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| StateError::Damaged {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            })
     }
 
     /// # Errors
@@ -185,6 +200,8 @@ mod tests {
         for bad in ["", "{", "[]", "{\"current_serial\":1}"] {
             std::fs::write(&path, bad).unwrap();
             assert!(State::load(&path).unwrap().is_none(), "{bad}");
+            let looked = State::read(&path);
+            assert!(matches!(looked, Err(StateError::Damaged { .. })), "{bad}");
         }
         std::fs::remove_file(&path).unwrap();
         std::fs::create_dir(&path).unwrap();

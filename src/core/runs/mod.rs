@@ -12,4 +12,4 @@ mod tests;
 
 pub use advance::Fetched;
 pub use record::{AsyncRun, Body, Entry, Record, State, Status, SyncRun};
-pub use store::{Listing, Merged, RunError, Store};
+pub use store::{Listing, Merged, RunError, Store, Tally};

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Body, Entry, Fetched, Record};
+use super::{Body, Entry, Fetched, Record, State};
 use crate::core::durable::{self, DurableError, Lock};
 use crate::core::types::ReqId;
 
@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_FILE: u64 = 416 * 1024 * 1024;
 /// Most entries of the directory that are looked at.
 const MAX_ENTRIES: usize = 100_000;
+/// Bytes of records that [`Store::tally`] reads at most; a common one has a KiB or two.
+const MAX_TALLIED: u64 = 16 * 1024 * 1024;
 /// A temporary file is seconds old, or left over from a crash.
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
 
@@ -53,6 +55,19 @@ pub struct Merged {
 pub struct Listing<T> {
     pub runs: Vec<T>,
     pub damaged: Vec<RunError>,
+}
+
+/// How many runs are on record, by their state.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Tally {
+    pub running: usize,
+    pub done: usize,
+    pub failed: usize,
+    pub expired: usize,
+    /// Too large, or too many, to be looked at for a number.
+    pub unread: usize,
+    /// Why the first of the damaged ones cannot be used.
+    pub damaged: Option<String>,
 }
 
 impl Store {
@@ -180,6 +195,43 @@ impl Store {
             runs: runs.into_iter().map(|(.., digest)| digest).collect(),
             damaged,
         })
+    }
+
+    /// Counts the runs by their state. Bounded: whoever asks for numbers asks often, so of records that together are larger than 16 MiB
+    /// only as many are read as fit.
+    ///
+    /// # Errors
+    /// The directory is there and cannot be read.
+    pub fn tally(&self) -> Result<Tally, RunError> {
+        let mut tally = Tally::default();
+        let mut left = MAX_TALLIED;
+        for entry in self.entries()? {
+            let Some(reqid) = reqid_of(&entry) else {
+                continue;
+            };
+            // Gone since the directory was read.
+            let Ok(about) = entry.metadata() else {
+                continue;
+            };
+            let Some(rest) = left.checked_sub(about.len()) else {
+                tally.unread += 1;
+                continue;
+            };
+            left = rest;
+            match self.load(&reqid) {
+                Ok(Some(record)) => match record.state() {
+                    State::Running(_) => tally.running += 1,
+                    State::Failed(_) => tally.failed += 1,
+                    State::Expired(_) => tally.expired += 1,
+                    State::Done => tally.done += 1,
+                },
+                Ok(None) => {}
+                Err(error) => {
+                    tally.damaged.get_or_insert_with(|| error.to_string());
+                }
+            }
+        }
+        Ok(tally)
     }
 
     /// Removes records that have not changed for longer than the retention, complete or not, and temporary files that a crash has left. Files
