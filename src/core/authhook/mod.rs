@@ -7,7 +7,7 @@ mod process;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::core::clock::Clock;
@@ -62,7 +62,8 @@ pub enum Caller {
 }
 
 /// Who submitted the run whose status is asked for, as recorded.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
 pub struct Submitter {
     pub username: String,
     pub source_ip: String,
