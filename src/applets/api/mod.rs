@@ -9,11 +9,24 @@
 //!
 //! A request that is being worked on has a task of its own: a client that goes away does not end a run, and its record is kept.
 
+mod answer;
+mod connection;
 mod gate;
+mod house;
+mod http2;
+mod identities;
+mod listener;
+mod material;
 mod peer;
+mod places;
+mod raw;
+mod reload;
 mod reply;
 mod serve;
+mod sockets;
 mod state;
+mod throttle;
+mod wire;
 
 use std::path::PathBuf;
 

@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::applets::Context;
+use crate::applets::api::identities::{Identities, Stamp};
+use crate::applets::api::material;
 use crate::core::client::exchange::Client;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
@@ -19,6 +22,10 @@ pub(super) struct Snapshot {
     pub(super) config: Arc<DispatcherConfig>,
     pub(super) clock: Clock,
     pub(super) client: Client,
+    /// What the files of `client` looked like when it was read.
+    pub(super) stamp: Stamp,
+    /// `None`: plain HTTP.
+    pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
 /// Why there is no [`Snapshot`]: a text with file, line and what to do.
@@ -45,13 +52,17 @@ impl Snapshot {
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         let config = loaded.value;
         let clock = Clock::with_floor_from(&context.time, &[&config.cert, &config.ca]);
+        let stamp = Stamp::of(&config);
         let (client, unusable) =
             Client::load(&config, clock.clone()).map_err(|e| LoadError::Material(e.to_string()))?;
         warnings.extend(unusable);
+        let tls = material::tls(&config.api, &clock).map_err(LoadError::Material)?;
         let snapshot = Self {
             config: Arc::new(config),
             clock,
             client,
+            stamp,
+            tls,
         };
         Ok((snapshot, warnings))
     }
@@ -63,6 +74,7 @@ pub(super) struct Api {
     /// `--config`.
     pub(super) file: Option<PathBuf>,
     snapshot: RwLock<Arc<Snapshot>>,
+    pub(super) identities: Identities,
     /// Exchanges with agents, over all requests (`max_parallel`).
     pub(super) exchanges: Arc<Semaphore>,
     work: Arc<Semaphore>,
@@ -74,6 +86,7 @@ impl Api {
             context,
             file,
             exchanges: Arc::new(Semaphore::new(snapshot.config.max_parallel)),
+            identities: Identities::default(),
             work: Arc::new(Semaphore::new(MAX_WORK as usize)),
             snapshot: RwLock::new(Arc::new(snapshot)),
         }
