@@ -12,7 +12,6 @@ use serde_json::{Map, Value, json};
 
 use crate::applets::api::peer::{Origin, Peer};
 use crate::applets::api::reply;
-use crate::applets::api::routes::Route;
 use crate::applets::api::state::{Api, Snapshot};
 use crate::applets::api::throttle::Fingerprint;
 use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext, HttpContext};
@@ -74,7 +73,6 @@ pub(super) struct Call {
     pub(super) api: Arc<Api>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) peer: Peer,
-    pub(super) route: &'static Route,
     /// `{reqid}` of the path.
     pub(super) reqid: Option<String>,
     pub(super) query: String,

@@ -16,10 +16,10 @@ use tokio::time::timeout;
 
 use crate::applets::cea::gate::{self, Peer};
 use crate::applets::cea::listener::{House, told_to_stop};
-use crate::applets::cea::patience::{Deadlines, Patient, Phase};
 use crate::applets::cea::reply;
 use crate::core::logging::Action;
 use crate::core::pki::{Certificate, PeerIdentity};
+use crate::core::serving::patience::{Deadlines, Patient, Phase};
 use crate::core::wire::errors;
 
 /// Longest request line and headers together.

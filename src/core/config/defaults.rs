@@ -54,8 +54,13 @@ impl DispatcherConfig {
             api: ApiSettings {
                 port: 7445,
                 bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                tcp: true,
+                socket: None,
+                socket_mode: 0o660,
                 tls: None,
+                clients: None,
                 max_children: 64,
+                max_connections: 1024,
                 auth_default: AuthDefault::Deny,
                 auth_deny_generic: false,
                 refusal_limit: Some(RateSpec::new(20, 60, 60)),

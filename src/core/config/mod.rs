@@ -6,6 +6,7 @@ pub mod error;
 pub mod source;
 
 mod agent;
+mod api_listener;
 mod cidr;
 mod conf_grammar;
 mod convert;
@@ -91,6 +92,15 @@ pub struct ApiTls {
     pub key: PathBuf,
 }
 
+/// Who may show a certificate to the API.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ApiClients {
+    /// PEM file with the CA certificates that client certificates must come from.
+    pub ca: PathBuf,
+    /// Whether a handshake without a certificate fails.
+    pub required: bool,
+}
+
 /// The `api_*` keys of the dispatcher's file (spec/api.md 1, 13).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ApiSettings {
@@ -98,10 +108,20 @@ pub struct ApiSettings {
     pub port: u16,
     /// Default 127.0.0.1.
     pub bind: std::net::IpAddr,
+    /// Whether there is a TCP listener at all (key `api_tcp`), default on.
+    pub tcp: bool,
+    /// Unix socket beside or instead of it (key `api_socket`); `None` = none.
+    pub socket: Option<PathBuf>,
+    /// Mode of the unix socket (key `api_socket_mode`), default 0660.
+    pub socket_mode: u32,
     /// `None` = plain HTTP. One of the two keys without the other is an error.
     pub tls: Option<ApiTls>,
-    /// Concurrent connections, 1..=65535, default 64.
+    /// Client certificates (keys `api_client_ca`, `api_client_cert`); only with TLS.
+    pub clients: Option<ApiClients>,
+    /// Concurrent requests, 1..=65535, default 64.
     pub max_children: usize,
+    /// Open connections, 1..=65535, default 1024; idle ones count.
+    pub max_connections: usize,
     /// Default deny.
     pub auth_default: AuthDefault,
     /// Hide why a request was denied (key `auth_deny_generic`), default off.
