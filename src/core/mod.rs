@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod durable;
 pub mod exec;
+pub mod health;
 pub mod hostname;
 pub mod jobs;
 pub mod keyring;
