@@ -9,6 +9,7 @@ pub mod config;
 pub mod dispatch;
 pub mod durable;
 pub mod exec;
+pub mod health;
 pub mod hostname;
 pub mod http_body;
 pub mod jobs;

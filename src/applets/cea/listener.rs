@@ -14,6 +14,7 @@ use crate::applets::cea::admission::Failure;
 use crate::applets::cea::connection::{self, Children};
 use crate::applets::cea::state::Agent;
 use crate::core::logging::Action;
+use crate::core::metrics::AgentRefusal;
 use crate::core::pki::PeerIdentity;
 use crate::core::serving::handshakes::{HANDSHAKE_TIMEOUT, Handshakes, Place};
 use crate::core::tls;
@@ -72,9 +73,14 @@ fn may_enter(agent: &Agent, address: IpAddr) -> bool {
     let allowed = &snapshot.config.allowed_ips;
     if !allowed.is_empty() && !allowed.iter().any(|range| range.contains(address)) {
         Action::new("ip-block").field("PEER", address).warning();
+        agent.metrics.refused(AgentRefusal::Ip);
         return false;
     }
-    agent.admission().at_the_door(address, Instant::now())
+    let welcome = agent.admission().at_the_door(address, Instant::now());
+    if !welcome {
+        agent.metrics.refused(AgentRefusal::Rate);
+    }
+    welcome
 }
 
 async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Place) {
@@ -94,6 +100,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
             .field("PEER", address)
             .field("REASON", reason)
             .warning();
+        agent.metrics.refused(AgentRefusal::Tls);
         let now = Instant::now();
         agent.admission().handshake_failed(address, failure, now);
     };
@@ -118,7 +125,9 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
             admission.stranger_arrived(address, now)
         }
     };
-    if welcome {
+    if !welcome {
+        agent.metrics.refused(AgentRefusal::Rate);
+    } else {
         connection::serve(house.clone(), stream, address, certificate, identity).await;
     }
 }

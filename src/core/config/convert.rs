@@ -175,6 +175,9 @@ pub fn convert_agent(config: &AgentConfig, paths: &Paths) -> String {
         &config.pairing_require_bound_code,
         &d.pairing_require_bound_code,
     );
+    if config.metrics != d.metrics {
+        w.set("metrics", config.metrics.as_str());
+    }
     if !config.tags.is_empty() {
         w.section(&["tags"]);
         for (name, value) in &config.tags {
@@ -341,7 +344,7 @@ mod tests {
     #[test]
     fn agents_round_trip() {
         let text = agent_round_trip(&format!(
-            "{REQUIRED}{DIRS}bind=::1\ntrusted_dispatchers_path=/t\nrevoked_serials=/r\nexecutor_socket=/run/x.sock\nasync_runs_dir=/runs\ncert_staging_path=/s\nstdin_timeout=1\nrun_timeout=2\nmax_output=4096\nallowed_ips=10.0.0.0/8, ::1\nrate_limit_volume=1/2/3\nrate_limit_probe=0/1/1\nmax_children=5\nauth_deny_generic=1\npairing_require_bound_code=1\n[tags]\nsite=a \"quoted\" \\ é\n1-x=\t\n[profile a.b]\nrun_as=nobody\ncaps=CAP_KILL CAP_CHOWN\nwritable=/a b:/c\nno_new_privileges=no\n[profile root]\n"
+            "{REQUIRED}{DIRS}bind=::1\ntrusted_dispatchers_path=/t\nrevoked_serials=/r\nexecutor_socket=/run/x.sock\nasync_runs_dir=/runs\ncert_staging_path=/s\nstdin_timeout=1\nrun_timeout=2\nmax_output=4096\nallowed_ips=10.0.0.0/8, ::1\nrate_limit_volume=1/2/3\nrate_limit_probe=0/1/1\nmax_children=5\nauth_deny_generic=1\npairing_require_bound_code=1\nmetrics=ca\n[tags]\nsite=a \"quoted\" \\ é\n1-x=\t\n[profile a.b]\nrun_as=nobody\ncaps=CAP_KILL CAP_CHOWN\nwritable=/a b:/c\nno_new_privileges=no\n[profile root]\n"
         ));
         assert!(text.starts_with("# agent.toml - agent and executor\n# Converted from "));
         assert!(text.contains("rate_limit_probe = \"0/60/300\"\n"), "{text}");

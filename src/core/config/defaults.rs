@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    AgentConfig, ApiSettings, AuthDefault, DispatcherConfig, ExecutorConfig, RateSpec,
-    RotationSettings,
+    AgentConfig, ApiSettings, AuthDefault, DispatcherConfig, ExecutorConfig, MetricsAudience,
+    RateSpec, RotationSettings,
 };
 use crate::core::paths::Paths;
 use crate::core::types::DispatcherId;
@@ -101,6 +101,7 @@ impl AgentConfig {
             executor: ExecutorConfig::default(),
             auth_deny_generic: false,
             pairing_require_bound_code: false,
+            metrics: MetricsAudience::Off,
         }
     }
 }

@@ -85,6 +85,30 @@ pub enum AuthDefault {
     Allow,
 }
 
+/// Who may see the agent's metrics (key `metrics` of `agent.*`, ours).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum MetricsAudience {
+    /// Nobody: there is no such path.
+    #[default]
+    Off,
+    /// Trusted dispatchers.
+    Dispatchers,
+    /// Whoever holds a certificate of the CA that is not revoked.
+    Ca,
+}
+
+impl MetricsAudience {
+    pub const ALL: [Self; 3] = [Self::Off, Self::Dispatchers, Self::Ca];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Dispatchers => "dispatchers",
+            Self::Ca => "ca",
+        }
+    }
+}
+
 /// Certificate and key of the API server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ApiTls {
@@ -238,6 +262,8 @@ pub struct AgentConfig {
     pub auth_deny_generic: bool,
     /// Refuse dispatchers that cannot bind the pairing code (key `pairing_require_bound_code`, ours), default off.
     pub pairing_require_bound_code: bool,
+    /// Who gets `GET /metrics` (key `metrics`, ours), default off.
+    pub metrics: MetricsAudience,
 }
 
 /// What the agent itself writes beside `cert_staging_path`, where its user may.

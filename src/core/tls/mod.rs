@@ -153,6 +153,22 @@ pub fn pairing_client_config() -> Result<Arc<ClientConfig>, TlsError> {
     pairing_client_of_versions(VERSIONS)
 }
 
+/// For a look at our own API on this host: accepts whatever certificate it shows, because nothing is told to it and its answer decides
+/// nothing.
+///
+/// # Errors
+/// None that a caller could cause.
+pub fn local_client_config() -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(suites())
+        .with_protocol_versions(VERSIONS)
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier::Anybody))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
 fn pairing_client_of_versions(
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<Arc<ClientConfig>, TlsError> {
