@@ -5,6 +5,7 @@ pub mod ca_change;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod dispatch;
 pub mod durable;
 pub mod exec;
 pub mod hostname;

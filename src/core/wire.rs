@@ -32,12 +32,6 @@ pub struct RunRequest {
     pub asynchronous: bool,
 }
 
-/// `POST /ping`.
-#[derive(Clone, Debug, Serialize)]
-pub struct PingRequest {
-    pub reqid: String,
-}
-
 /// Reply of `POST /run` after the script ran (spec/agent.md 9.2). Optional fields are ours and absent where they say nothing.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct RunReply {

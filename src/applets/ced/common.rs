@@ -11,7 +11,6 @@ use crate::core::client::fleet::Live;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::hostname;
-use crate::core::logging::Action;
 use crate::core::maintenance::Maintenance;
 use crate::core::registry::{self, Registry, Target};
 use crate::core::runs::{RunError, Store};
@@ -94,12 +93,8 @@ pub(crate) fn run_store(config: &DispatcherConfig) -> Store {
     Store::new(&config.runs_dir, config.run_retention)
 }
 
-/// A record that cannot be written: the run goes on all the same.
+/// A record that cannot be written: the run goes on all the same. The log has it already.
 pub(crate) fn warn_not_recorded(error: &RunError, reqid: &ReqId) {
-    Action::new("run-store-fail")
-        .field("ERROR", error)
-        .field("REQID", reqid)
-        .warning();
     complain!("Warning: what is known of request {reqid} could not be recorded: {error}");
 }
 

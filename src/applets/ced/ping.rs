@@ -8,14 +8,15 @@ use serde_json::{Value, json};
 
 use crate::applets::ced::Call;
 use crate::applets::ced::common::{self, Claims};
-use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
+use crate::applets::ced::dispatch::{dispatch, label};
 use crate::applets::ced::run::denied;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
 use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
-use crate::core::maintenance::{Maintenance, Seen, log_ping};
-use crate::core::wire;
+use crate::core::dispatch::objects::{is_ok, log_ping, ping_object};
+use crate::core::dispatch::{HostResult, Job};
+use crate::core::maintenance::{Maintenance, Seen};
 use crate::{complain, say};
 
 /// Ask paired hosts whether they answer, which release they run and when their certificate ends.
@@ -69,10 +70,6 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     }
 
     let reqid = common::new_reqid()?;
-    let body = serde_json::to_vec(&wire::PingRequest {
-        reqid: reqid.to_string(),
-    })
-    .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
     if !args.json {
         say!(
             "{:<30}  {:<8}  {:<8}  {:<28}  VERSION",
@@ -83,33 +80,22 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         );
         say!("{}", "-".repeat(85));
     }
-    let results = dispatch(
-        context,
-        &config,
-        targets,
-        &Job::post("/ping", body),
-        |result| {
-            log_ping(&result.target, &result.answer, &result.rtt, reqid.as_str());
-            if !args.json {
-                print(result);
-            }
-        },
-    )?;
+    let results = dispatch(context, &config, targets, &Job::ping(&reqid), |result| {
+        log_ping(result, &reqid);
+        if !args.json {
+            print(result);
+        }
+    })?;
     let seen: Vec<Seen> = results.iter().filter_map(|r| seen(r)).collect();
     common::block_on(after(context, &config, &seen))?;
     if args.json {
         let objects: Vec<Value> = results
             .iter()
-            .map(|r| {
-                Value::Object(r.object(
-                    reqid.as_str(),
-                    |error| json!({"status": "error", "error": error.to_string()}),
-                ))
-            })
+            .map(|r| Value::Object(ping_object(r, &reqid)))
             .collect();
         say!("{}", json!({"ok": 1, "results": objects}));
     }
-    Ok(if args.check && !results.iter().all(|r| alive(r)) {
+    Ok(if args.check && !results.iter().all(|r| is_ok(r)) {
         Exit::Failure
     } else {
         Exit::Success
@@ -124,10 +110,6 @@ fn text<'a>(result: &'a HostResult, name: &str) -> &'a str {
         .and_then(|a| a.body.get(name))
         .and_then(Value::as_str)
         .unwrap_or("?")
-}
-
-fn alive(result: &HostResult) -> bool {
-    text(result, "status") == "ok"
 }
 
 /// What the contact is good for besides: the registry learns, certificates that are due are renewed, late agents hear what they have missed.
@@ -151,7 +133,7 @@ async fn after(context: &Context, config: &DispatcherConfig, seen: &[Seen]) {
 }
 
 fn seen(result: &HostResult) -> Option<Seen> {
-    let answer = result.answer.as_ref().ok().filter(|_| alive(result))?;
+    let answer = result.answer.as_ref().ok().filter(|_| is_ok(result))?;
     Some(Seen {
         target: result.target.clone(),
         shown: answer.peer.clone(),
@@ -161,10 +143,10 @@ fn seen(result: &HostResult) -> Option<Seen> {
 }
 
 fn print(result: &HostResult) {
-    let status = if alive(result) { "ok" } else { "error" };
+    let status = if is_ok(result) { "ok" } else { "error" };
     say!(
         "{:<30}  {:<8}  {:<8}  {:<28}  {}",
-        result.label(),
+        label(result),
         status,
         result.rtt,
         text(result, "expiry").escape_debug().to_string(),

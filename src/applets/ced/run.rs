@@ -8,12 +8,15 @@ use serde_json::{Map, Value, json};
 
 use crate::applets::ced::Call;
 use crate::applets::ced::common::{self, Claims};
-use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
+use crate::applets::ced::dispatch::{dispatch, label};
 use crate::applets::ced::{show, submit};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
 use crate::core::config::DispatcherConfig;
 use crate::core::config::diagnostics::printable;
+use crate::core::dispatch::objects::{log_run, run_object};
+use crate::core::dispatch::submit::once_each;
+use crate::core::dispatch::{HostResult, Job, keep, text};
 use crate::core::locks::{self, LockError, Pair};
 use crate::core::logging::Action;
 use crate::core::registry::Target;
@@ -63,7 +66,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let config = common::load_config(context, args.config.as_deref())?;
     let mut targets = common::resolve(&config, &hosts, args.port)?;
     if args.asynchronous {
-        targets = submit::once_each(targets)?;
+        targets = once_each(targets).map_err(|e| AppError::usage(e.to_string()))?;
     }
     let claims = Claims::new(context, args.username, args.token);
 
@@ -87,7 +90,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         asynchronous: args.asynchronous,
         json: args.json,
     };
-    let body = plan.body(&claims, script_args)?;
+    let job = plan.job(&claims, script_args)?;
     // After the hook, so that nobody learns what runs who may not run it.
     let locked = locks::acquire(
         &config.locks_dir,
@@ -105,7 +108,6 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
         .field("REQID", &plan.reqid)
         .field("SCRIPT", &plan.script)
         .info();
-    let job = Job::post("/run", body);
     if plan.asynchronous {
         submit::submit(context, &config, &plan, &job)
     } else {
@@ -124,7 +126,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    fn body(&self, claims: &Claims, args: Vec<String>) -> Result<Vec<u8>, AppError> {
+    fn job(&self, claims: &Claims, args: Vec<String>) -> Result<Job, AppError> {
         let request = wire::RunRequest {
             script: self.script.clone(),
             args,
@@ -133,16 +135,7 @@ impl Plan {
             token: claims.token.clone(),
             asynchronous: self.asynchronous,
         };
-        let body = serde_json::to_vec(&request)
-            .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
-        if body.len() as u64 > wire::MAX_REQUEST_BODY {
-            return Err(AppError::failed(format!(
-                "request too large: {} bytes with its arguments, agents take {}",
-                body.len(),
-                wire::MAX_REQUEST_BODY
-            )));
-        }
-        Ok(body)
+        Job::run(&request).map_err(|e| AppError::failed(e.to_string()))
     }
 
     fn names(&self) -> Vec<String> {
@@ -157,25 +150,21 @@ fn run(
     plan: Plan,
     job: &Job,
 ) -> Result<Exit, AppError> {
-    let reqid = plan.reqid.as_str();
+    let reqid = &plan.reqid;
     let results = dispatch(context, config, plan.targets.clone(), job, |result| {
-        log(result, reqid, &plan.script);
+        log_run(result, &plan.script, reqid);
         if !plan.json {
-            print(result, reqid);
+            print(result, reqid.as_str());
         }
     })?;
     let objects: Vec<Map<String, Value>> = results
         .iter()
-        .map(|r| {
-            r.object(reqid, |error| {
-                json!({"script": plan.script, "exit": -1, "error": error.to_string(), "reqid": reqid})
-            })
-        })
+        .map(|r| run_object(r, &plan.script, reqid))
         .collect();
     if plan.json {
         show::results(None, &objects);
     }
-    let good = results.iter().all(|r| exit_of(r) == 0);
+    let good = results.iter().all(|r| r.exit() == 0);
     let completed = common::clock(context, config).now();
     let store = common::run_store(config);
     // Ages of files are told by the clock of the kernel, whatever ours says.
@@ -185,7 +174,7 @@ fn run(
         plan.script.as_str(),
         Body::Sync(SyncRun::new(plan.names(), objects, completed)),
     );
-    if let Err(error) = store.create(&record) {
+    if let Err(error) = keep(&store, &record) {
         common::warn_not_recorded(&error, &plan.reqid);
     }
     let answered = results.iter().filter(|r| r.answer.is_ok());
@@ -216,38 +205,15 @@ pub(super) fn denied(as_json: bool, reason: &str, code: i32) -> Exit {
     Exit::Failure
 }
 
-/// The script's exit; a missing or unusable one counts as -1.
-fn exit_of(result: &HostResult) -> i64 {
-    result
-        .answer
-        .as_ref()
-        .ok()
-        .and_then(|a| a.body.get("exit"))
-        .and_then(Value::as_i64)
-        .unwrap_or(-1)
-}
-
-fn log(result: &HostResult, reqid: &str, script: &str) {
-    let line = Action::new("run")
-        .field("REQID", reqid)
-        .field("RTT", &result.rtt)
-        .field("SCRIPT", script)
-        .field("TARGET", result.target.authority());
-    match &result.answer {
-        Ok(_) => line.field("EXIT", exit_of(result)).info(),
-        Err(error) => line.field("ERROR", error).err(),
-    }
-}
-
 fn print(result: &HostResult, reqid: &str) {
     let (error, output) = match &result.answer {
         Ok(answer) => (
-            show::text(&answer.body, "error").to_owned(),
+            text(&answer.body, "error").to_owned(),
             show::output(&answer.body),
         ),
         Err(error) => (error.to_string(), String::new()),
     };
-    let heading = show::heading(&result.label(), exit_of(result), &result.rtt, reqid);
+    let heading = show::heading(&label(result), result.exit(), &result.rtt, reqid);
     let text = format!("{heading}{}{output}", show::error(&error));
     terminal::stdout_bytes(text.as_bytes());
 }

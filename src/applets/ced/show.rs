@@ -4,12 +4,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::core::config::diagnostics::printable;
+use crate::core::dispatch::text;
 use crate::core::runs::{Body, Entry, Record, Status};
 use crate::say;
-
-pub(super) fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> &'a str {
-    fields.get(name).and_then(Value::as_str).unwrap_or_default()
-}
 
 /// Prints `{"ok":1,"results":[...]}`, with the request id where it stands for all.
 pub(super) fn results(reqid: Option<&str>, results: &[Map<String, Value>]) {

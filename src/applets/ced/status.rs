@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 
-use crate::applets::ced::follow::{self, Agents};
-use crate::applets::ced::{Call, common, show};
+use crate::applets::ced::{Call, common, follow, show};
 use crate::applets::{AppError, Context, Exit};
+use crate::core::dispatch::follow::Agents;
 use crate::core::runs::{Record, State, Store};
 use crate::core::terminal;
 use crate::say;
@@ -54,8 +54,8 @@ pub(super) fn status(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let store = common::run_store(&config);
     let mut record = follow::find(&store, &args.reqid, args.json)?;
     if !record.is_complete() {
-        let agents = Agents::new(context, &config)?;
-        record = common::block_on(agents.refresh(&store, record, None))?;
+        let agents = follow::agents(context, &config)?;
+        record = common::block_on(follow::refresh(&agents, &store, record, None))?;
     }
     print(&record, args.json);
     Ok(Exit::Success)
@@ -67,7 +67,7 @@ pub(super) fn wait(context: &Context, call: &Call) -> Result<Exit, AppError> {
     let store = common::run_store(&config);
     let mut record = follow::find(&store, &args.reqid, args.json)?;
     if !record.is_complete() {
-        let agents = Agents::new(context, &config)?;
+        let agents = follow::agents(context, &config)?;
         let timeout = Duration::from_secs(args.timeout);
         record = common::block_on(poll(&agents, &store, record, timeout))?;
     }
@@ -95,7 +95,7 @@ async fn poll(agents: &Agents, store: &Store, mut record: Record, timeout: Durat
     for polls in 1.. {
         let left = timeout.saturating_sub(start.elapsed());
         let limit = (!timeout.is_zero()).then_some(left);
-        record = agents.refresh(store, record, limit).await;
+        record = follow::refresh(agents, store, record, limit).await;
         if record.is_complete() {
             break;
         }

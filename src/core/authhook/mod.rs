@@ -69,6 +69,7 @@ pub enum Caller {
 
 /// Who submitted the run whose status is asked for, as recorded.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
 pub struct Submitter {
     pub username: String,
     pub source_ip: String,

@@ -15,7 +15,7 @@ pub async fn fan_out<T, R, F, W>(
     parallel: usize,
     work: W,
     lost: impl Fn(usize) -> R,
-    mut done: impl FnMut(usize, &R),
+    done: impl FnMut(usize, &R),
 ) -> Vec<R>
 where
     T: Send + 'static,
@@ -24,28 +24,54 @@ where
     W: Fn(T) -> F,
 {
     let slots = Arc::new(Semaphore::new(parallel.max(1)));
+    fan_out_within(items, &slots, work, lost, done).await
+}
+
+/// The same with slots that other calls may share: all of them together run at most that many tasks. A call waits for one slot at a time, and
+/// slots are given in the order of waiting, so that calls take turns. Dropping the future ends its tasks.
+pub async fn fan_out_within<T, R, F, W>(
+    items: Vec<T>,
+    slots: &Arc<Semaphore>,
+    work: W,
+    lost: impl Fn(usize) -> R,
+    mut done: impl FnMut(usize, &R),
+) -> Vec<R>
+where
+    T: Send + 'static,
+    R: Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+    W: Fn(T) -> F,
+{
     let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
     let mut items = items.into_iter().enumerate();
     let mut running = JoinSet::new();
+    // One wait over many turns of the loop: whoever began anew after every result would lose its place to the other calls.
+    let mut slot = std::pin::pin!(slots.clone().acquire_owned());
     loop {
-        // A task is made only when it may run, so memory follows `parallel` and not the number of hosts.
-        if let Ok(slot) = slots.clone().try_acquire_owned()
-            && let Some((index, item)) = items.next()
-        {
-            let job = work(item);
-            running.spawn(async move {
-                let _slot = slot;
-                (index, job.await)
-            });
-            continue;
-        }
-        match running.join_next().await {
-            None => break,
-            Some(Ok((index, result))) => {
-                done(index, &result);
-                results[index] = Some(result);
+        // A task is made only when it may run, so memory follows the slots and not the number of hosts.
+        tokio::select! {
+            biased;
+            Some(ended) = running.join_next() => {
+                if let Ok((index, result)) = ended {
+                    done(index, &result);
+                    results[index] = Some(result);
+                }
             }
-            Some(Err(_)) => {}
+            held = &mut slot, if items.len() > 0 => {
+                // Nobody closes it; if somebody did, what is left would be lost.
+                let (Ok(held), Some((index, item))) = (held, items.next()) else {
+                    break;
+                };
+                let job = work(item);
+                running.spawn(async move {
+                    let _held = held;
+                    (index, job.await)
+                });
+                if items.len() > 0 {
+                    slot.set(slots.clone().acquire_owned());
+                }
+            }
+            else => break,
         }
     }
     results
@@ -86,6 +112,32 @@ mod tests {
         assert_eq!(results.len(), 7);
         assert_eq!(finished.len(), 6);
         assert!(MOST.load(Ordering::SeqCst) <= 2);
+    }
+
+    #[tokio::test]
+    async fn calls_that_share_their_slots_take_turns_within_one_bound() {
+        static RUNNING: AtomicUsize = AtomicUsize::new(0);
+        let slots = Arc::new(Semaphore::new(3));
+        let call = |hosts: usize| {
+            let slots = slots.clone();
+            async move {
+                let work = |_| async {
+                    let now = RUNNING.fetch_add(1, Ordering::SeqCst) + 1;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    RUNNING.fetch_sub(1, Ordering::SeqCst);
+                    now
+                };
+                fan_out_within(vec![(); hosts], &slots, work, |_| 0, |_, _| {}).await
+            }
+        };
+        let large = tokio::spawn(call(200));
+        tokio::task::yield_now().await;
+        let small = call(2).await;
+        assert!(!large.is_finished(), "two hosts waited for two hundred");
+        let large = large.await.unwrap();
+        assert!(small.iter().chain(&large).all(|now| (1..=3).contains(now)));
+        assert_eq!((small.len(), large.len()), (2, 200));
+        assert_eq!(slots.available_permits(), 3);
     }
 
     #[tokio::test]

@@ -171,10 +171,7 @@ impl AgentRecord {
                 _ => AGENT_PORT,
             },
             tags: match map.remove("tags") {
-                Some(Value::Object(tags)) => tags
-                    .into_iter()
-                    .filter_map(|(key, value)| Some((key, plain(value)?)))
-                    .collect(),
+                Some(Value::Object(tags)) => Self::tags_of(tags),
                 _ => BTreeMap::new(),
             },
             dispatcher_serial: text(map, "dispatcher_serial"),
@@ -211,6 +208,13 @@ impl AgentRecord {
             extra: std::mem::take(map),
             name,
         }
+    }
+
+    /// Tags as a record keeps them; what is neither text, number nor truth value is left out.
+    pub fn tags_of(tags: Map<String, Value>) -> BTreeMap<String, String> {
+        tags.into_iter()
+            .filter_map(|(key, value)| Some((key, plain(value)?)))
+            .collect()
     }
 
     /// The twelve fields of the original, ours where they say something, and what else the file held.

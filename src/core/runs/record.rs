@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde_json::{Map, Value, json};
 
+use crate::core::authhook::Submitter;
 use crate::core::types::ReqId;
 
 /// Most text that one record keeps, bytes; every host has an equal share of it. Without a bound a few hosts that talk much could fill the
@@ -22,7 +23,7 @@ pub struct Record {
     /// As it was asked for; not necessarily the name of any script.
     pub script: String,
     pub body: Body,
-    /// Fields that we do not know (`submitter` of the API): they stay as they are.
+    /// `submitter` and `owner` of the API, and fields that we do not know: they stay as they are.
     pub more: Map<String, Value>,
 }
 
@@ -304,6 +305,28 @@ impl Record {
             }
         }
         object
+    }
+
+    /// Who submitted the run by the API, as claimed (spec/api.md 9). `None`: it was the command line, or it cannot be told.
+    pub fn submitter(&self) -> Option<Submitter> {
+        let submitter @ Value::Object(_) = self.more.get("submitter")? else {
+            return None;
+        };
+        serde_json::from_value(submitter.clone()).ok()
+    }
+
+    pub fn set_submitter(&mut self, submitter: &Submitter) {
+        let submitter = json!({"username": submitter.username, "source_ip": submitter.source_ip});
+        self.more.insert("submitter".to_owned(), submitter);
+    }
+
+    /// Who may ask about the run, in whatever way the API writes that down (ours).
+    pub fn owner(&self) -> Option<&str> {
+        self.more.get("owner").and_then(Value::as_str)
+    }
+
+    pub fn set_owner(&mut self, owner: &str) {
+        self.more.insert("owner".to_owned(), owner.into());
     }
 
     pub fn mode(&self) -> &'static str {
