@@ -13,6 +13,7 @@ mod call;
 mod fields;
 mod gate;
 mod handlers;
+mod openapi;
 mod owner;
 mod path;
 mod peer;
