@@ -62,6 +62,25 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// The file that it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Open { path, .. }
+            | Self::Read { path, .. }
+            | Self::NotRegular { path }
+            | Self::ForeignOwner { path, .. }
+            | Self::Writable { path, .. }
+            | Self::Exposed { path, .. }
+            | Self::OpenDirectory { path, .. }
+            | Self::ForeignLink { path, .. }
+            | Self::Link { path }
+            | Self::LooseDirectory { path, .. }
+            | Self::Changed { path }
+            | Self::TooLarge { path, .. }
+            | Self::NotExecutable { path } => path,
+        }
+    }
+
     /// Whether the file is simply not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)

@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod host;
 pub mod openssl;
 pub mod process;
+pub mod prometheus;
 pub mod python;
 pub mod rotating;
 pub mod sim;

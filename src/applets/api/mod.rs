@@ -21,6 +21,7 @@ mod reply;
 mod routes;
 mod serve;
 mod state;
+mod stream;
 mod throttle;
 
 use std::path::PathBuf;

@@ -1,6 +1,8 @@
 //! What the server knows: one picture of everything that is read from disk, replaced as a whole, and what lives beside it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -10,11 +12,16 @@ use crate::applets::api::owner;
 use crate::applets::api::throttle::Throttle;
 use crate::applets::{Context, VERSION, api};
 use crate::core::client::exchange::Client;
+use crate::core::client::fleet::Live;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
+use crate::core::dispatch::HostResult;
 use crate::core::hostname;
+use crate::core::maintenance::Maintenance;
 use crate::core::metrics::ApiMetrics;
+use crate::core::registry::AgentRecord;
 use crate::core::runs::Store;
+use crate::core::types::AgentName;
 
 /// Requests that are worked on at the same time, those included whose clients have gone.
 const MAX_WORK: u32 = 1 << 16;
@@ -79,7 +86,19 @@ pub(super) struct Api {
     throttle: Mutex<Throttle>,
     owner_key: ring::hmac::Key,
     pub(super) metrics: Arc<ApiMetrics>,
+    /// Held by whoever reads all records.
+    pub(super) listing: Semaphore,
+    /// Second since the start in which old records are removed next.
+    purge: AtomicU64,
+    started: Instant,
+    /// Agents that have answered and were not told yet what they have missed.
+    heard: Mutex<BTreeMap<AgentName, AgentRecord>>,
 }
+
+/// Old records are looked for this often at most.
+const PURGE_PAUSE: u64 = 60;
+/// Agents that are remembered at most for [`Api::catch_up`].
+const MAX_HEARD: usize = 1000;
 
 impl Api {
     /// # Errors
@@ -94,6 +113,10 @@ impl Api {
         Ok(Self {
             owner_key: owner::key(&snapshot.config.runs_dir)?,
             throttle: Mutex::new(throttle),
+            listing: Semaphore::new(1),
+            purge: AtomicU64::new(0),
+            started: Instant::now(),
+            heard: Mutex::new(BTreeMap::new()),
             metrics: Arc::new(metrics),
             context,
             file,
@@ -121,12 +144,64 @@ impl Api {
             .clone()
     }
 
+    /// The client for agents.
+    pub(super) async fn client(&self) -> Client {
+        self.snapshot().client.clone()
+    }
+
     /// The picture for the requests that come.
     pub(super) fn put_in_force(&self, fresh: Snapshot) {
         *self
             .snapshot
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+    }
+
+    /// Whether it is time to remove old records; then the caller does it.
+    pub(super) fn purge_is_due(&self) -> bool {
+        let now = self.started.elapsed().as_secs();
+        let due = self.purge.load(Ordering::Relaxed);
+        now >= due
+            && self
+                .purge
+                .compare_exchange(due, now + PURGE_PAUSE, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Agents have been asked: those that answered will be told what they have missed.
+    pub(super) fn answered(&self, results: &[Arc<HostResult>]) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        for result in results.iter().filter(|result| result.answer.is_ok()) {
+            if heard.len() < MAX_HEARD {
+                let record = &result.target.record;
+                heard
+                    .entry(record.name.clone())
+                    .or_insert_with(|| record.clone());
+            }
+        }
+    }
+
+    /// Tells the agents that have answered lately what they have missed: a serial of ours, a revocation. What fails is in the log, and tried
+    /// again after the next contact.
+    pub(super) async fn catch_up(&self) {
+        let heard = {
+            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *heard)
+        };
+        if heard.is_empty() {
+            return;
+        }
+        let snapshot = self.snapshot();
+        let network = Live {
+            config: snapshot.config.as_ref().clone(),
+            clock: snapshot.clock.clone(),
+        };
+        let maintenance = Maintenance {
+            config: &snapshot.config,
+            clock: &snapshot.clock,
+            network: &network,
+        };
+        maintenance.after_contact(heard.values()).await;
     }
 
     /// To be held by every task that must end before the server does. `None`: there are too many.

@@ -60,6 +60,21 @@ pub struct Listing {
     pub unreadable: Vec<RegistryError>,
 }
 
+impl RegistryError {
+    /// The record that cannot be used, if it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::List { path, .. }
+            | Self::Damaged { path, .. }
+            | Self::BadName { path }
+            | Self::Missing { path, .. }
+            | Self::Exists { path, .. } => Some(path),
+            Self::Read(error) => Some(error.path()),
+            Self::Write(_) => None,
+        }
+    }
+}
+
 /// The registry in one directory. Holds nothing in memory: every call sees the disk.
 #[derive(Clone, Debug)]
 pub struct Registry {

@@ -1,5 +1,6 @@
 //! What the routes do. Every handler checks in the order of spec/api.md 3: fields, gate 2, registry, then everything else.
 
+mod common;
 pub(super) mod discovery;
 pub(super) mod documents;
 pub(super) mod metrics;
@@ -29,7 +30,7 @@ pub(super) async fn index(_: Call) -> Response {
         .map(|route| json!({"method": route.method.as_str(), "path": route.path}))
         .collect();
     reply::ok(&json!({
-        "name": super::IDENT,
+        "name": crate::applets::api::IDENT,
         "version": VERSION,
         "spec": "/openapi.json",
         "live_spec": "/openapi-live.json",
