@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::response::Response;
 use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap};
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
 use ring::digest;
 use serde_json::{Map, Value, json};
 
@@ -76,6 +76,8 @@ pub(super) struct Call {
     /// `{reqid}` of the path.
     pub(super) reqid: Option<String>,
     pub(super) query: String,
+    /// `If-None-Match`, all of its lines.
+    pub(super) if_none_match: Vec<HeaderValue>,
     pub(super) body: Bytes,
     pub(super) bearer: Secret<String>,
     pub(super) wanted: Wanted,
@@ -268,7 +270,6 @@ impl Call {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::header::HeaderValue;
 
     fn headers(name: hyper::header::HeaderName, values: &[&'static str]) -> HeaderMap {
         let mut headers = HeaderMap::new();

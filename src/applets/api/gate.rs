@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER,
+    ALLOW, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, IF_NONE_MATCH, ORIGIN, RETRY_AFTER,
 };
 use hyper::{Method, Request, StatusCode, Version};
 use serde_json::Value;
@@ -133,6 +133,12 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
                 peer,
                 reqid,
                 query: head.uri.query().unwrap_or_default().to_owned(),
+                if_none_match: head
+                    .headers
+                    .get_all(IF_NONE_MATCH)
+                    .iter()
+                    .cloned()
+                    .collect(),
                 body,
                 bearer,
                 wanted: if route.streams {

@@ -20,6 +20,7 @@ mod http2;
 mod identities;
 mod listener;
 mod material;
+mod openapi;
 mod owner;
 mod path;
 mod peer;
