@@ -8,6 +8,7 @@ pub mod config;
 pub mod durable;
 pub mod exec;
 pub mod hostname;
+pub mod http_client;
 pub mod jobs;
 pub mod keyring;
 pub mod listen;
