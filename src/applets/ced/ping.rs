@@ -10,6 +10,7 @@ use crate::applets::ced::Call;
 use crate::applets::ced::common::{self, Claims};
 use crate::applets::ced::dispatch::{HostResult, Job, dispatch};
 use crate::applets::ced::run::denied;
+use crate::applets::ced::show;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
 use crate::core::config::DispatcherConfig;
@@ -74,14 +75,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     })
     .map_err(|e| AppError::failed(format!("cannot encode the request: {e}")))?;
     if !args.json {
-        say!(
-            "{:<30}  {:<8}  {:<8}  {:<28}  VERSION",
-            "HOST",
-            "STATUS",
-            "RTT",
-            "CERT EXPIRY"
-        );
-        say!("{}", "-".repeat(85));
+        say!("{}", show::ping_head());
     }
     let results = dispatch(
         context,
@@ -162,14 +156,14 @@ fn seen(result: &HostResult) -> Option<Seen> {
 
 fn print(result: &HostResult) {
     let status = if alive(result) { "ok" } else { "error" };
-    say!(
-        "{:<30}  {:<8}  {:<8}  {:<28}  {}",
-        result.label(),
+    let row = show::ping_row(
+        &result.label(),
         status,
-        result.rtt,
-        text(result, "expiry").escape_debug().to_string(),
-        text(result, "version").escape_debug()
+        &result.rtt,
+        &text(result, "expiry").escape_debug().to_string(),
+        &text(result, "version").escape_debug().to_string(),
     );
+    say!("{row}");
     // The original hides the reason; it is what the operator needs next.
     if let Err(error) = &result.answer {
         say!("    {}", printable(&error.to_string()));
