@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Bytes};
+use http_body_util::Full;
+use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::{Map, Value};
 use tokio::net::TcpStream;
@@ -16,16 +15,13 @@ use tokio_rustls::client::TlsStream;
 use crate::core::client::error::{ExchangeError, of_connect};
 use crate::core::client::peer;
 use crate::core::clock::{self, Clock};
+use crate::core::http_client::transport::{self, TransportError};
 use crate::core::keyring;
 use crate::core::pki::{Certificate, PeerIdentity, keys};
 use crate::core::registry::Target;
 use crate::core::revocation::{Entry, Revocations};
 use crate::core::tls;
 use crate::core::types::Serial;
-use crate::core::wire;
-
-/// An answer that has begun must be complete within this many read timeouts: an agent that sends a byte now and then is not waited for.
-const WHOLE_BODY: u32 = 5;
 
 /// One identity of ours, ready for handshakes.
 #[derive(Clone)]
@@ -230,12 +226,6 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<(StatusCode, Vec<u8>), ExchangeError> {
-        let silent = |_| ExchangeError::ReadTimeout(self.read_timeout);
-        let lost = |e: &hyper::Error| of_http(&target.address, e);
-
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| lost(&e))?;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -254,82 +244,23 @@ impl Client {
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|e| ExchangeError::Lost(e.to_string()))?;
 
-        let exchange = async {
-            let reply = tokio::time::timeout(self.read_timeout, sender.send_request(request))
-                .await
-                .map_err(silent)?
-                .map_err(|e| lost(&e))?;
-            let status = reply.status();
-            let mut incoming = reply.into_body();
-            if incoming.size_hint().lower() > wire::MAX_REPLY_BODY as u64 {
-                return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
-            }
-            let mut bytes = Vec::new();
-            let whole = self.read_timeout * WHOLE_BODY;
-            let end = Instant::now() + whole;
-            loop {
-                let left = end.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(ExchangeError::ReadTimeout(whole));
-                }
-                let next = tokio::time::timeout(self.read_timeout.min(left), incoming.frame());
-                let Some(frame) = next.await.map_err(silent)? else {
-                    break;
-                };
-                if let Ok(data) = frame.map_err(|e| lost(&e))?.into_data() {
-                    if bytes.len() + data.len() > wire::MAX_REPLY_BODY {
-                        return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
-                    }
-                    bytes.extend_from_slice(&data);
-                }
-            }
-            Ok((status, bytes))
-        };
-        let mut connection = std::pin::pin!(connection);
-        let mut exchange = std::pin::pin!(exchange);
-        let mut driving = true;
-        loop {
-            tokio::select! {
-                result = &mut exchange => return result,
-                // The driver ends when the agent closes; what it left in the buffers is still read by the exchange.
-                _ = &mut connection, if driving => driving = false,
-            }
-        }
+        let reply = transport::round_trip(Box::new(stream), request, self.read_timeout)
+            .await
+            .map_err(|e| of_transport(&target.address, e))?;
+        Ok((reply.status, reply.body))
     }
 }
 
-/// An agent that refuses our certificate under TLS 1.3 says so only now, in place of an answer.
-fn of_http(host: &str, error: &hyper::Error) -> ExchangeError {
-    use std::error::Error as _;
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            return match io
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            {
-                Some(failure) => ExchangeError::Tls {
-                    host: host.to_owned(),
-                    failure: tls::classify(failure),
-                },
-                None if matches!(
-                    io.kind(),
-                    std::io::ErrorKind::UnexpectedEof
-                        | std::io::ErrorKind::ConnectionReset
-                        | std::io::ErrorKind::BrokenPipe
-                ) =>
-                {
-                    ExchangeError::Closed
-                }
-                None => ExchangeError::Lost(io.to_string()),
-            };
-        }
-        source = cause.source();
-    }
-    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-        ExchangeError::Closed
-    } else {
-        ExchangeError::Lost(error.to_string())
+fn of_transport(host: &str, error: TransportError) -> ExchangeError {
+    match error {
+        TransportError::Silence(time) => ExchangeError::ReadTimeout(time),
+        TransportError::TooLarge(limit) => ExchangeError::ReplyTooLarge(limit),
+        TransportError::Tls(failure) => ExchangeError::Tls {
+            host: host.to_owned(),
+            failure,
+        },
+        TransportError::Closed => ExchangeError::Closed,
+        TransportError::NotHttp(why) | TransportError::Lost(why) => ExchangeError::Lost(why),
     }
 }
 
@@ -352,13 +283,18 @@ fn parts(json: &[u8]) -> usize {
     count
 }
 
-/// Decides what an answer means (spec/dispatcher.md 9.1): any 2xx with a JSON object is success.
-fn judge(status: StatusCode, bytes: &[u8]) -> Result<Map<String, Value>, ExchangeError> {
-    let parsed: Option<Map<String, Value>> = if parts(bytes) > MAX_PARTS {
+/// The JSON object in an answer; `None` if it is none, or one of too many values.
+pub(crate) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
+    if parts(bytes) > MAX_PARTS {
         None
     } else {
         serde_json::from_slice(bytes).ok()
-    };
+    }
+}
+
+/// Decides what an answer means (spec/dispatcher.md 9.1): any 2xx with a JSON object is success.
+fn judge(status: StatusCode, bytes: &[u8]) -> Result<Map<String, Value>, ExchangeError> {
+    let parsed = object(bytes);
     if status.is_success() {
         return parsed.ok_or(ExchangeError::InvalidJson);
     }

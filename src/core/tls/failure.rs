@@ -23,6 +23,9 @@ pub enum TlsFailure {
         "the peer's certificate is not from our CA: it belongs to another installation, or the peer must be paired again"
     )]
     UnknownIssuer,
+    /// A server that is known by its name has shown a certificate for another one.
+    #[error("the certificate of the server does not fit its name: {0}")]
+    WrongName(String),
     /// The peer, as a client, has shown no certificate.
     #[error("the peer has shown no certificate: only paired hosts may connect")]
     NoCertificate,
@@ -96,6 +99,9 @@ fn of_certificate(reason: &CertificateError) -> TlsFailure {
         C::NotValidYet | C::NotValidYetContext { .. } => TlsFailure::ClockNotYetValid,
         C::Expired | C::ExpiredContext { .. } => TlsFailure::Expired,
         C::UnknownIssuer => TlsFailure::UnknownIssuer,
+        C::NotValidForName | C::NotValidForNameContext { .. } => {
+            TlsFailure::WrongName(reason.to_string())
+        }
         C::BadSignature => {
             TlsFailure::Other("the peer could not prove that it holds its key".to_owned())
         }
