@@ -102,7 +102,8 @@ pub async fn round_trip(
     }
 }
 
-fn of_http(error: &hyper::Error) -> TransportError {
+/// How a connection broke.
+pub fn of_http(error: &hyper::Error) -> TransportError {
     use std::error::Error as _;
     let mut source = error.source();
     while let Some(cause) = source {

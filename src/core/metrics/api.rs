@@ -160,15 +160,11 @@ impl ApiMetrics {
         self.hook_duration.observe(&[], took);
     }
 
-    /// A connection to an agent was used.
-    pub fn agent_connection(&self, reused: bool) {
-        let state = if reused { "reused" } else { "fresh" };
-        self.pool_connections.count(&[state]);
-    }
-
-    /// So many connections to agents are kept open.
-    pub fn agent_connections_idle(&self, count: usize) {
-        self.pool_idle.set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Connections to agents: made, used again, and kept now.
+    pub fn agent_connections(&self, fresh: u64, reused: u64, idle: u64) {
+        self.pool_connections.put(&["fresh"], fresh);
+        self.pool_connections.put(&["reused"], reused);
+        self.pool_idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
     }
 
     /// The page for a scraper. `fleet` comes from [`super::fleet`], which blocks on the disk.
@@ -220,8 +216,7 @@ mod tests {
         metrics.result("no such\nname", Outcome::Refused);
         metrics.hook(Duration::from_millis(6));
         metrics.ran(RunMode::Async, Duration::from_secs(2));
-        metrics.agent_connection(true);
-        metrics.agent_connections_idle(3);
+        metrics.agent_connections(2, 1, 3);
         let open = metrics.connection();
         let gone = metrics.connection();
         drop(gone);

@@ -10,7 +10,7 @@ use crate::applets::ced::api::settings::{Given, Settings, settle};
 use crate::applets::ced::api::{ApiArgs, file};
 use crate::applets::ced::{common, show};
 use crate::applets::{AppError, Context, Exit};
-use crate::core::client::exchange;
+use crate::core::client::answer;
 use crate::core::clock::Clock;
 use crate::core::config::diagnostics::printable;
 use crate::core::http_client::{Endpoint, HttpClient, HttpError, Reply};
@@ -229,7 +229,7 @@ fn judge(url: &str, reply: Reply) -> Result<Answer, Trouble> {
             "the answer ({status}) is {kind}, not JSON"
         )));
     }
-    let object = exchange::object(&reply.body).ok_or_else(|| {
+    let object = answer::object(&reply.body).ok_or_else(|| {
         not_ours(format!(
             "the answer ({status}) calls itself JSON and is no object"
         ))
