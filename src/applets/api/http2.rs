@@ -18,8 +18,8 @@ use crate::applets::api::answer::{Answer, Watch};
 use crate::applets::api::house::House;
 use crate::applets::api::peer::Peer;
 use crate::applets::api::places::{Admission, Seat, Turn};
+use crate::applets::api::reply;
 use crate::applets::api::wire::Wire;
-use crate::applets::api::{gate, reply};
 use crate::core::serving::patience::{Deadlines, Patient, Phase};
 
 /// Requests of one connection at the same time.
@@ -128,7 +128,7 @@ async fn answer(
 }
 
 async fn work(house: House, peer: Peer, request: Request<Incoming>, _turn: Turn) -> Response {
-    gate::answer(&house.api, peer, request).await
+    house.answer(peer, request).await.0
 }
 
 /// The streams of one connection.
