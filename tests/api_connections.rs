@@ -471,12 +471,10 @@ fn the_unix_socket_serves_beside_tcp_and_alone() {
 /// Starts the server as a service manager does that has opened its sockets: descriptors 3 and 4.
 fn activated(host: &Host, one: &impl AsFd, two: &impl AsFd) -> Daemon {
     const MANAGER: &str = "\
-import os, sys
-os.dup2(int(sys.argv[1]), 13)
-os.dup2(int(sys.argv[2]), 14)
-os.dup2(13, 3)
-os.dup2(14, 4)
-os.closerange(5, 100)
+import fcntl, os, sys
+one, two = [fcntl.fcntl(int(n), fcntl.F_DUPFD_CLOEXEC, 100) for n in sys.argv[1:3]]
+os.dup2(one, 3)
+os.dup2(two, 4)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2')
 os.execv(sys.argv[3], sys.argv[3:])
 ";

@@ -239,3 +239,48 @@ impl Drop for Stream {
         self.streams.changed.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_connection_tires_and_one_whose_answers_nobody_takes_is_stuck() {
+        let deadlines = Deadlines::default();
+        let streams = Arc::new(Streams::new());
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        assert_eq!(streams.judge(start, deadlines), Verdict::Quiet);
+        assert_eq!(
+            streams.judge(start + deadlines.header + second, deadlines),
+            Verdict::Tired
+        );
+
+        let mut one = streams.open();
+        let two = streams.open();
+        // A handler may take its time.
+        let late = start + 1000 * second;
+        assert_eq!(streams.judge(late, deadlines), Verdict::Busy);
+        one.moves();
+        let now = Instant::now();
+        assert_eq!(
+            streams.judge(now + deadlines.send - second, deadlines),
+            Verdict::Busy
+        );
+        assert_eq!(
+            streams.judge(now + deadlines.send + second, deadlines),
+            Verdict::Stuck
+        );
+        drop((one, two));
+        assert!(streams.is_quiet());
+        let now = Instant::now();
+        assert_eq!(
+            streams.judge(now + deadlines.header + second, deadlines),
+            Verdict::Quiet
+        );
+        assert_eq!(
+            streams.judge(now + deadlines.idle + second, deadlines),
+            Verdict::Tired
+        );
+    }
+}
