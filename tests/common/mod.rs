@@ -9,6 +9,7 @@
 // Helpers of tests stop and speak as tests do; clippy's exceptions for tests reach only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+pub mod api;
 pub mod executor;
 pub mod fate;
 pub mod fleet;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+pub use api::ApiServer;
 pub use executor::Executor;
 pub use fate::Fate;
 pub use fleet::{Agent, Legacy, Paired};
