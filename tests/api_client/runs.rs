@@ -220,7 +220,7 @@ fn wait_outlives_a_server_that_is_away_but_not_a_wrong_url() {
 fn runs_on_record_are_listed() {
     let list = json!({"ok": true, "runs": [
         {"reqid": REQID, "script": "disk\u{1b}", "mode": "sync", "time": 1, "age": 90, "state": "done", "count": 1, "hosts": 1},
-        {"reqid": "ff", "script": "slow", "mode": "async", "time": 1, "age": 7200, "state": "running", "count": 2, "hosts": 3}]});
+        {"reqid": "ff", "script": "slow", "mode": "async", "time": 1, "age": 7200, "state": "running", "count": 2, "hosts": 3}], "next": "ff"});
     let stub = Stub::new(&[
         json(200, &list),
         json(200, &json!({"ok": true, "runs": []})),
@@ -229,7 +229,9 @@ fn runs_on_record_are_listed() {
             &json!({"ok": false, "error": "not found", "detail": "no route for GET /runs"}),
         ),
     ]);
-    let out = stub.api(&["runs"]).ok().out();
+    let run = stub.api(&["runs"]).ok();
+    assert!(run.err().contains("more runs on record than these 2"));
+    let out = run.out();
     let lines: Vec<&str> = out.lines().collect();
     assert!(
         lines[2].starts_with(REQID) && lines[2].contains("disk\\u{1b}"),

@@ -79,7 +79,7 @@ fn a_token_goes_with_every_request() {
             "POST /ping",
             "POST /run",
             "GET /status/a1",
-            "GET /runs",
+            "GET /runs?limit=500",
             "DELETE /runs/a1",
             "POST /discovery",
             "POST /discovery"

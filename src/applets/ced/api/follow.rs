@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::{Map, Value};
 
-use crate::applets::ced::api::Asked;
 use crate::applets::ced::api::result::{HostOutcome, objects};
 use crate::applets::ced::api::session::{Answer, Session, Trouble, print_json};
+use crate::applets::ced::api::{Asked, text};
 use crate::applets::ced::{common, jobs, show};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::clock;
@@ -203,7 +203,7 @@ fn before_next(pause: Duration, left: Duration) -> Duration {
 
 pub(super) fn runs(context: &Context, session: &Session, asked: &Asked) -> Result<Exit, AppError> {
     asked.no_words("ced api runs")?;
-    let answer = session.object(Method::GET, "/runs", None)?;
+    let answer = session.object(Method::GET, "/runs?limit=500", None)?;
     if session.json {
         print_json(&answer);
         return Ok(Exit::Success);
@@ -216,15 +216,21 @@ pub(super) fn runs(context: &Context, session: &Session, asked: &Asked) -> Resul
     }
     say!("{}", jobs::row("REQID", "AGE", "MODE", "SCRIPT", "STATE"));
     say!("{}", "-".repeat(78));
-    for row in rows {
+    for row in &rows {
         say!("{row}");
+    }
+    if answer.contains_key("next") {
+        complain!(
+            "Note: the server has more runs on record than these {}.",
+            rows.len()
+        );
     }
     Ok(Exit::Success)
 }
 
 /// One run in the columns of `ced jobs`; the fields have its names.
 fn row(run: &Map<String, Value>, now: i64) -> String {
-    let word = |name| printable(show::text(run, name));
+    let word = |name| printable(text(run, name));
     let number = |name: &str| run.get(name).and_then(Value::as_i64);
     let time = number("time").map(|time| now.saturating_sub(time));
     let age = number("age").or(time);
@@ -256,8 +262,8 @@ pub(super) fn cancel(_: &Context, session: &Session, asked: &Asked) -> Result<Ex
         print_json(&object);
     } else {
         for (host, reply) in &replies {
-            let status = printable(show::text(reply, "status"));
-            let why = show::error(show::text(reply, "error"));
+            let status = printable(text(reply, "status"));
+            let why = show::error(text(reply, "error"));
             let told = format!("==> {} [{status}]\n{why}", printable(host));
             terminal::stdout_bytes(told.as_bytes());
         }
@@ -273,7 +279,7 @@ pub(super) fn cancel(_: &Context, session: &Session, asked: &Asked) -> Result<Ex
 
 /// The run is being ended on that host, or had ended before.
 fn ends(reply: &Map<String, Value>) -> bool {
-    matches!(show::text(reply, "status"), "cancelling" | "ended")
+    matches!(text(reply, "status"), "cancelling" | "ended")
 }
 
 #[cfg(test)]
