@@ -282,7 +282,8 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|w| w == needle)
 }
 
-fn certified(leaf: &Leaf) -> CertifiedKey {
+/// Key and certificate for a configuration, of whatever version.
+pub fn certified(leaf: &Leaf) -> CertifiedKey {
     let cert = CertificateDer::from_pem_slice(leaf.cert_pem().as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(leaf.key_pem().as_bytes()).unwrap();
     // Not through `CertifiedKey::from_der`: it refuses certificates of version 1.

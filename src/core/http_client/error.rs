@@ -24,7 +24,7 @@ pub enum Fault {
     Refused,
     #[error("unreachable - no route to the host, or the network is down")]
     Unreachable,
-    #[error("no connection within {}s - host down, or a firewall in between?", .0.as_secs())]
+    #[error("no connection within {}s - host down, a firewall in between, or https:// to a port without TLS?", .0.as_secs())]
     ConnectTimeout(Duration),
     #[error("{}", of_socket(*.0, .1))]
     Socket(io::ErrorKind, String),
@@ -99,7 +99,8 @@ fn of_socket(kind: io::ErrorKind, text: &str) -> String {
 /// The failures of handshakes in the words of a web server's client: there is no pairing here, and any CA may be trusted.
 fn of_tls(failure: &TlsFailure) -> String {
     match failure {
-        TlsFailure::UnknownIssuer => {
+        // CAs of different installations often have the same name: then it is the signature that does not fit.
+        TlsFailure::UnknownIssuer | TlsFailure::BadSignature => {
             "the certificate of the server is not from a CA that is trusted here: name the file of its CA (ca)"
                 .to_owned()
         }
@@ -153,8 +154,10 @@ mod tests {
 
     #[test]
     fn tls_is_told_in_terms_of_files_and_names() {
-        let unknown = of_tls(&TlsFailure::UnknownIssuer);
-        assert!(unknown.contains("(ca)") && !unknown.contains("paired"));
+        for failure in [TlsFailure::UnknownIssuer, TlsFailure::BadSignature] {
+            let told = of_tls(&failure);
+            assert!(told.contains("(ca)") && !told.contains("paired"), "{told}");
+        }
         assert!(of_tls(&TlsFailure::NotTls).contains("http://"));
     }
 }

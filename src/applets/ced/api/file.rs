@@ -158,7 +158,7 @@ mod tests {
         let path = home.path().join("file");
         let with = |text: &str, mode| {
             std::fs::write(&path, text).unwrap();
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             read(&path)
         };
         assert!(with("url = http://h\n", 0o644).is_ok());

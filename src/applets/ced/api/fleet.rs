@@ -3,9 +3,9 @@
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::applets::ced::api::Asked;
 use crate::applets::ced::api::result::{label, objects};
 use crate::applets::ced::api::session::{Session, print_json};
+use crate::applets::ced::api::{Asked, text};
 use crate::applets::ced::show;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::config::diagnostics::printable;
@@ -18,7 +18,7 @@ pub(super) fn health(_: &Context, session: &Session, asked: &Asked) -> Result<Ex
         print_json(&answer);
     } else {
         say!("STATUS ok");
-        say!("VERSION {}", printable(show::text(&answer, "version")));
+        say!("VERSION {}", printable(text(&answer, "version")));
     }
     Ok(Exit::Success)
 }
@@ -35,7 +35,7 @@ pub(super) fn ping(_: &Context, session: &Session, asked: &Asked) -> Result<Exit
     } else {
         say!("{}", show::ping_head());
         for result in objects(&answer, "results") {
-            let word = |name| match show::text(result, name) {
+            let word = |name| match text(result, name) {
                 "" => "?".to_owned(),
                 text => printable(text),
             };
@@ -91,7 +91,7 @@ pub(super) fn discovery(_: &Context, session: &Session, asked: &Asked) -> Result
         say!("{}", summary("HOST", "STATUS", "RTT", "VERSION", "SCRIPTS"));
         say!("{}", "-".repeat(78));
         for (name, fields) in &found {
-            let word = |name| printable(show::text(fields, name));
+            let word = |name| printable(text(fields, name));
             let count = objects(fields, "scripts").count().to_string();
             let (status, count) = if is_ok(fields) {
                 ("ok", count.as_str())
@@ -122,11 +122,11 @@ fn hosts(names: &[String]) -> Option<Map<String, Value>> {
 }
 
 fn is_ok(result: &Map<String, Value>) -> bool {
-    show::text(result, "status") == "ok"
+    text(result, "status") == "ok"
 }
 
 fn tell_error(result: &Map<String, Value>) {
-    match show::text(result, "error") {
+    match text(result, "error") {
         "" => {}
         error => {
             say!("    {}", printable(error));
@@ -146,7 +146,7 @@ fn scripts(name: &str, fields: &Map<String, Value>) {
     }
     say!("{name}:");
     for script in objects(fields, "scripts") {
-        let word = |name| printable(show::text(script, name));
+        let word = |name| printable(text(script, name));
         let mark = match script.get("executable") {
             Some(Value::Bool(false)) => "  [not executable]",
             _ => "",

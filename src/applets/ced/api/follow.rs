@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use hyper::Method;
 use serde_json::{Map, Value};
 
-use crate::applets::ced::api::Asked;
 use crate::applets::ced::api::result::{HostOutcome, objects};
 use crate::applets::ced::api::session::{Answer, Session, Trouble, print_json};
+use crate::applets::ced::api::{Asked, text};
 use crate::applets::ced::{common, jobs, show};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::clock;
@@ -88,8 +88,12 @@ impl Seen {
                 };
             }
         }
-        for result in objects(&self.object, "results") {
-            HostOutcome::of_result(result).print();
+        // One shape has the one, one the other.
+        if let Body::Sync(_) = record.body {
+            for result in objects(&self.object, "results") {
+                HostOutcome::of_result(result).print();
+            }
+            return;
         }
         let entries = self.object.get("hosts").and_then(Value::as_object);
         for (name, entry) in entries.into_iter().flatten() {
@@ -199,7 +203,7 @@ fn before_next(pause: Duration, left: Duration) -> Duration {
 
 pub(super) fn runs(context: &Context, session: &Session, asked: &Asked) -> Result<Exit, AppError> {
     asked.no_words("ced api runs")?;
-    let answer = session.object(Method::GET, "/runs", None)?;
+    let answer = session.object(Method::GET, "/runs?limit=500", None)?;
     if session.json {
         print_json(&answer);
         return Ok(Exit::Success);
@@ -212,17 +216,24 @@ pub(super) fn runs(context: &Context, session: &Session, asked: &Asked) -> Resul
     }
     say!("{}", jobs::row("REQID", "AGE", "MODE", "SCRIPT", "STATE"));
     say!("{}", "-".repeat(78));
-    for row in rows {
+    for row in &rows {
         say!("{row}");
+    }
+    if answer.contains_key("next") {
+        complain!(
+            "Note: the server has more runs on record than these {}.",
+            rows.len()
+        );
     }
     Ok(Exit::Success)
 }
 
 /// One run in the columns of `ced jobs`; the fields have its names.
 fn row(run: &Map<String, Value>, now: i64) -> String {
-    let word = |name| printable(show::text(run, name));
+    let word = |name| printable(text(run, name));
     let number = |name: &str| run.get(name).and_then(Value::as_i64);
-    let age = number("age").or_else(|| number("time").map(|time| now.saturating_sub(time)));
+    let time = number("time").map(|time| now.saturating_sub(time));
+    let age = number("age").or(time);
     let age = age.map_or_else(|| "?".to_owned(), jobs::age);
     let state = match (word("state").as_str(), number("count"), number("hosts")) {
         (state @ ("running" | "failed" | "expired"), Some(some), Some(all)) => {
@@ -236,34 +247,39 @@ fn row(run: &Map<String, Value>, now: i64) -> String {
 pub(super) fn cancel(_: &Context, session: &Session, asked: &Asked) -> Result<Exit, AppError> {
     let reqid = reqid(asked, "ced api cancel REQID")?;
     let object = session.object(Method::DELETE, &format!("/runs/{reqid}"), None)?;
-    let replies = object.get("cancel").and_then(Value::as_object).cloned();
-    let mut good = true;
+    let none = Map::new();
+    let replies = object.get("cancel").and_then(Value::as_object);
+    let replies: Vec<_> = replies
+        .unwrap_or(&none)
+        .iter()
+        .map(|(host, reply)| (host, reply.as_object().unwrap_or(&none)))
+        .collect();
+    let seen = Seen::of(&reqid, object.clone())?;
+    // A server that names no host has asked nobody: that is right only when all have ended.
+    let nobody = replies.is_empty();
+    let good = replies.iter().all(|(_, reply)| ends(reply)) && (!nobody || seen.is_complete());
     if session.json {
         print_json(&object);
-    }
-    for (host, reply) in replies.iter().flatten() {
-        let fields = reply.as_object().cloned().unwrap_or_default();
-        let status = show::text(&fields, "status");
-        let ends = matches!(status, "cancelling" | "ended");
-        good &= ends;
-        if !session.json {
-            say!("==> {} [{}]", printable(host), printable(status));
-            if !ends {
-                let why = show::error(show::text(&fields, "error"));
-                terminal::stdout_bytes(why.as_bytes());
-            }
+    } else {
+        for (host, reply) in &replies {
+            let status = printable(text(reply, "status"));
+            let why = show::error(text(reply, "error"));
+            let told = format!("==> {} [{status}]\n{why}", printable(host));
+            terminal::stdout_bytes(told.as_bytes());
         }
-    }
-    if !session.json {
-        if replies.is_none_or(|replies| replies.is_empty()) {
-            say!("Nothing to cancel: the run has ended on every host.");
-        }
-        // The record behind it, where the server sends it along.
-        if object.contains_key("hosts") {
-            Seen::of(&reqid, object)?.print(false);
-        }
+        match (nobody, good) {
+            (true, true) => say!("Nothing to cancel: the run has ended on every host."),
+            (true, false) => say!("NOT CANCELLED: the server has asked nobody."),
+            _ => true,
+        };
+        seen.print(false);
     }
     Ok(if good { Exit::Success } else { Exit::Failure })
+}
+
+/// The run is being ended on that host, or had ended before.
+fn ends(reply: &Map<String, Value>) -> bool {
+    matches!(text(reply, "status"), "cancelling" | "ended")
 }
 
 #[cfg(test)]

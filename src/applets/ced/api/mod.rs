@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use argh::FromArgs;
 
 use crate::applets::ced::Call;
+use crate::applets::ced::show::text;
 use crate::applets::{AppError, Context, Exit, cli};
 use crate::complain;
 use session::Session;

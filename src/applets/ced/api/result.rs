@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::applets::ced::api::text;
 use crate::applets::ced::show;
 use crate::core::config::diagnostics::printable;
 use crate::core::terminal;
@@ -30,7 +31,7 @@ impl<'a> HostOutcome<'a> {
     }
 
     fn text(&self, name: &str) -> &'a str {
-        show::text(self.fields, name)
+        text(self.fields, name)
     }
 
     fn exit(&self) -> Option<i64> {
@@ -77,8 +78,8 @@ impl<'a> HostOutcome<'a> {
 
 /// The name of a host as results give it, with its own name for itself.
 pub(super) fn label(fields: &Map<String, Value>) -> String {
-    let host = printable(show::text(fields, "host"));
-    match printable(show::text(fields, "reported_hostname")) {
+    let host = printable(text(fields, "host"));
+    match printable(text(fields, "reported_hostname")) {
         reported if reported.is_empty() => host,
         reported => format!("{host} ({reported})"),
     }

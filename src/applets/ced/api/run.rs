@@ -3,10 +3,10 @@
 use hyper::Method;
 use serde_json::{Map, Value, json};
 
-use crate::applets::ced::api::Asked;
 use crate::applets::ced::api::result::{HostOutcome, objects};
 use crate::applets::ced::api::session::{Answer, Session, print_json};
-use crate::applets::ced::{common, show};
+use crate::applets::ced::api::{Asked, text};
+use crate::applets::ced::common;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::config::diagnostics::printable;
 use crate::{complain, say};
@@ -43,7 +43,7 @@ pub(super) fn main(_: &Context, session: &Session, asked: &Asked) -> Result<Exit
     if session.json {
         print_json(&object);
     } else {
-        say!("reqid: {}", printable(show::text(&object, "reqid")));
+        say!("reqid: {}", printable(text(&object, "reqid")));
         if asked.asynchronous && status != 202 {
             complain!("Note: this server does not know asynchronous runs; the script has ended.");
         }

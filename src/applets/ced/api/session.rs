@@ -7,8 +7,8 @@ use hyper::Method;
 use serde_json::{Map, Value};
 
 use crate::applets::ced::api::settings::{Given, Settings, settle};
-use crate::applets::ced::api::{ApiArgs, file};
-use crate::applets::ced::{common, show};
+use crate::applets::ced::api::{ApiArgs, file, text};
+use crate::applets::ced::common;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::client::answer;
 use crate::core::clock::Clock;
@@ -248,7 +248,7 @@ fn judge(url: &str, reply: Reply) -> Result<Answer, Trouble> {
 
 /// The sentence for what the server refuses (spec/api.md 7).
 fn refusal(status: u16, object: &Map<String, Value>) -> String {
-    let word = |name| printable(show::text(object, name));
+    let word = |name| printable(text(object, name));
     let (error, detail) = (word("error"), word("detail"));
     if object.get("code").and_then(Value::as_i64) == Some(4) && error == "locked" {
         let conflicts = object.get("conflicts").and_then(Value::as_array);
