@@ -20,8 +20,8 @@ use common::{Agent, ApiServer, Daemon, Host, PATIENCE, Paired, Request, free_por
 use serde_json::{Map, Value, json};
 
 const PAIRS: &str = include_str!("api_replay/pairs.jsonl");
-const BEGIN: &str = "<!-- begin: made by tests/api_replay.rs -->";
-const END: &str = "<!-- end: made by tests/api_replay.rs -->";
+const BEGIN: &str = "<!-- replay begin -->";
+const END: &str = "<!-- replay end -->";
 
 #[test]
 fn every_recorded_pair_is_answered_as_recorded() {

@@ -19,6 +19,12 @@ pub enum Exit {
     Usage,
     /// The configuration makes no sense, or the host is not paired (`EX_CONFIG`): restarting will not help.
     Config,
+    /// `ced health`, in the numbers of monitoring plugins: something wants looking at.
+    Warning,
+    /// `ced health`: something is broken.
+    Critical,
+    /// `ced health`: it cannot be told.
+    Unknown,
     /// That of the script (`ctrl-exec-exec try`).
     Script(u8),
 }
@@ -27,9 +33,9 @@ impl Exit {
     pub fn code(self) -> u8 {
         match self {
             Self::Success => 0,
-            Self::Failure => 1,
-            Self::TimedOut | Self::Unresolved => 2,
-            Self::Denied => 3,
+            Self::Failure | Self::Warning => 1,
+            Self::TimedOut | Self::Unresolved | Self::Critical => 2,
+            Self::Denied | Self::Unknown => 3,
             Self::Usage => 64,
             Self::Config => 78,
             Self::Script(code) => code,

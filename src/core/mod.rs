@@ -1,5 +1,6 @@
 //! What the programs share. Knows no applet, prints nothing (but for the log), never exits.
 
+pub mod activation;
 pub mod authhook;
 pub mod ca_change;
 pub mod client;
@@ -8,6 +9,7 @@ pub mod config;
 pub mod dispatch;
 pub mod durable;
 pub mod exec;
+pub mod health;
 pub mod hostname;
 pub mod http_body;
 pub mod jobs;
@@ -29,6 +31,7 @@ pub mod rotation;
 pub mod runs;
 pub mod sandbox;
 pub mod secure_open;
+pub mod serving;
 pub mod sys;
 pub mod terminal;
 #[cfg(test)]
@@ -36,4 +39,5 @@ pub(crate) mod testing;
 pub mod tls;
 pub mod trust;
 pub mod types;
+pub mod unix_socket;
 pub mod wire;

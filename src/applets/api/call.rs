@@ -6,13 +6,12 @@ use std::time::Instant;
 use axum::response::Response;
 use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap};
+use hyper::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
 use ring::digest;
 use serde_json::{Map, Value, json};
 
 use crate::applets::api::peer::{Origin, Peer};
 use crate::applets::api::reply;
-use crate::applets::api::routes::Route;
 use crate::applets::api::state::{Api, Snapshot};
 use crate::applets::api::throttle::Fingerprint;
 use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext, HttpContext};
@@ -74,10 +73,11 @@ pub(super) struct Call {
     pub(super) api: Arc<Api>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) peer: Peer,
-    pub(super) route: &'static Route,
     /// `{reqid}` of the path.
     pub(super) reqid: Option<String>,
     pub(super) query: String,
+    /// `If-None-Match`, all of its lines.
+    pub(super) if_none_match: Vec<HeaderValue>,
     pub(super) body: Bytes,
     pub(super) bearer: Secret<String>,
     pub(super) wanted: Wanted,
@@ -275,7 +275,6 @@ impl Call {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::header::HeaderValue;
 
     fn headers(name: hyper::header::HeaderName, values: &[&'static str]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER,
+    ALLOW, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, IF_NONE_MATCH, ORIGIN, RETRY_AFTER,
 };
 use hyper::{Method, Request, StatusCode, Version};
 use serde_json::Value;
@@ -70,6 +70,18 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
             "requests from web pages are not served",
         );
     }
+    if is_revoked(api, &peer).await {
+        api.metrics.refused(ApiRefusal::Auth);
+        let mut refusal = reply::error(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "the client's certificate is revoked",
+        );
+        if head.version < Version::HTTP_2 {
+            and_close(&mut refusal);
+        }
+        return refusal;
+    }
 
     let found = routes::find(&head.method, path);
     let route_action = match &found {
@@ -119,9 +131,14 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
                 api: api.clone(),
                 snapshot,
                 peer,
-                route,
                 reqid,
                 query: head.uri.query().unwrap_or_default().to_owned(),
+                if_none_match: head
+                    .headers
+                    .get_all(IF_NONE_MATCH)
+                    .iter()
+                    .cloned()
+                    .collect(),
                 body,
                 bearer,
                 wanted: if route.streams {
@@ -134,6 +151,14 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
             .await
         }
     }
+}
+
+/// Looked at again for every request: a connection may be older than the revocation.
+async fn is_revoked(api: &Arc<Api>, peer: &Peer) -> bool {
+    let Some(certificate) = &peer.certificate else {
+        return false;
+    };
+    api.client().await.revocation_of(certificate).is_some()
 }
 
 /// The refusals that need nothing but the head of the request.

@@ -9,19 +9,33 @@
 //!
 //! A request that is being worked on has a task of its own: a client that goes away does not end a run, and its record is kept.
 
+mod answer;
 mod call;
+mod connection;
 mod fields;
 mod gate;
 mod handlers;
+mod house;
+mod http2;
+mod identities;
+mod listener;
+mod material;
+mod openapi;
 mod owner;
 mod path;
 mod peer;
+mod places;
+mod rarely;
+mod raw;
+mod reload;
 mod reply;
 mod routes;
 mod serve;
+mod sockets;
 mod state;
 mod stream;
 mod throttle;
+mod wire;
 
 use std::path::PathBuf;
 

@@ -25,7 +25,7 @@ pub(super) struct RequestBody {
 /// An answer that is no error.
 pub(super) struct Success {
     pub(super) code: u16,
-    /// Name in the document's `components.schemas`; for another type than JSON, that type.
+    /// Name in the document's `components.schemas`; for another type than JSON, that type; empty for no body.
     pub(super) schema: &'static str,
     pub(super) about: &'static str,
 }
@@ -172,7 +172,10 @@ pub(super) static ROUTES: &[Route] = &[
         summary: "This description.",
         action: "",
         body: None,
-        success: &[success(200, "Document", "An OpenAPI 3.1 document.")],
+        success: &[
+            success(200, "Document", "An OpenAPI 3.1 document."),
+            success(304, "", "What the client has is still the document."),
+        ],
         errors: &[],
         streams: false,
         handler: |call| Box::pin(handlers::documents::openapi(call)),

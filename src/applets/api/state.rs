@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
+use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::applets::api::owner;
+use crate::applets::api::identities::{Identities, Stamp};
 use crate::applets::api::throttle::Throttle;
+use crate::applets::api::{material, owner};
 use crate::applets::{Context, VERSION, api};
 use crate::core::client::exchange::Client;
 use crate::core::client::fleet::Live;
@@ -31,6 +33,10 @@ pub(super) struct Snapshot {
     pub(super) config: Arc<DispatcherConfig>,
     pub(super) clock: Clock,
     pub(super) client: Client,
+    /// What the files of `client` looked like when it was read.
+    pub(super) stamp: Stamp,
+    /// `None`: plain HTTP.
+    pub(super) tls: Option<Arc<ServerConfig>>,
 }
 
 /// Why there is no [`Snapshot`]: a text with file, line and what to do.
@@ -62,13 +68,17 @@ impl Snapshot {
         let mut warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         let config = loaded.value;
         let clock = Clock::with_floor_from(&context.time, &[&config.cert, &config.ca]);
+        let stamp = Stamp::of(&config);
         let (client, unusable) =
             Client::load(&config, clock.clone()).map_err(|e| LoadError::Material(e.to_string()))?;
         warnings.extend(unusable);
+        let tls = material::tls(&config.api, &clock).map_err(LoadError::Material)?;
         let snapshot = Self {
             config: Arc::new(config),
             clock,
             client,
+            stamp,
+            tls,
         };
         Ok((snapshot, warnings))
     }
@@ -80,6 +90,7 @@ pub(super) struct Api {
     /// `--config`.
     pub(super) file: Option<PathBuf>,
     snapshot: RwLock<Arc<Snapshot>>,
+    pub(super) identities: Identities,
     /// Exchanges with agents, over all requests (`max_parallel`).
     pub(super) exchanges: Arc<Semaphore>,
     work: Arc<Semaphore>,
@@ -121,6 +132,7 @@ impl Api {
             context,
             file,
             exchanges: Arc::new(Semaphore::new(snapshot.config.max_parallel)),
+            identities: Identities::default(),
             work: Arc::new(Semaphore::new(MAX_WORK as usize)),
             snapshot: RwLock::new(Arc::new(snapshot)),
         })
@@ -142,11 +154,6 @@ impl Api {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
-    }
-
-    /// The client for agents.
-    pub(super) async fn client(&self) -> Client {
-        self.snapshot().client.clone()
     }
 
     /// The picture for the requests that come.

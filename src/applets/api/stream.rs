@@ -57,12 +57,17 @@ fn render(lines: bool, event: &str, mut data: Value) -> Bytes {
 
 /// The answer, and where its events go in. It ends when the sender is dropped.
 pub(super) fn open(wanted: Wanted) -> (Sender, Response) {
+    open_with(wanted, SIGN_OF_LIFE)
+}
+
+fn open_with(wanted: Wanted, longest_silence: Duration) -> (Sender, Response) {
     let lines = wanted == Wanted::Lines;
     let (queue, events) = mpsc::unbounded_channel();
     let body = Events {
         events,
         lines,
-        silence: Box::pin(sleep(SIGN_OF_LIFE)),
+        longest_silence,
+        silence: Box::pin(sleep(longest_silence)),
         ready: VecDeque::new(),
     };
     let mut response = Response::new(Body::new(body));
@@ -80,6 +85,7 @@ pub(super) fn open(wanted: Wanted) -> (Sender, Response) {
 struct Events {
     events: mpsc::UnboundedReceiver<Bytes>,
     lines: bool,
+    longest_silence: Duration,
     silence: Pin<Box<Sleep>>,
     /// Pieces of a long event.
     ready: VecDeque<Bytes>,
@@ -120,7 +126,8 @@ impl hyper::body::Body for Events {
                 })
             }
         };
-        this.silence.as_mut().reset(Instant::now() + SIGN_OF_LIFE);
+        let next = Instant::now() + this.longest_silence;
+        this.silence.as_mut().reset(next);
         // A timer that was reset must be looked at once to wake us; the next poll does that, because a frame is returned now.
         let mut rest = event;
         while rest.len() > PIECE {
@@ -173,8 +180,7 @@ mod tests {
         let text = all(Wanted::Lines, &[("result", json!({"stdout": long}))]).await;
         assert!(text.contains(&long) && text.ends_with("}\n"));
 
-        tokio::time::pause();
-        let (sender, response) = open(Wanted::Events);
+        let (sender, response) = open_with(Wanted::Events, Duration::from_millis(20));
         let mut body = response.into_body();
         for _ in 0..3 {
             let frame = body.frame().await.unwrap().unwrap();

@@ -16,10 +16,11 @@ use tokio::time::timeout;
 
 use crate::applets::cea::gate::{self, Peer};
 use crate::applets::cea::listener::{House, told_to_stop};
-use crate::applets::cea::patience::{Deadlines, Patient, Phase};
 use crate::applets::cea::reply;
 use crate::core::logging::Action;
+use crate::core::metrics::AgentRefusal;
 use crate::core::pki::{Certificate, PeerIdentity};
+use crate::core::serving::patience::{Deadlines, Patient, Phase};
 use crate::core::wire::errors;
 
 /// Longest request line and headers together.
@@ -64,10 +65,12 @@ pub(super) async fn serve<S>(
             .field("LIVE", live - 1)
             .field("PEER", address)
             .warning();
+        house.agent.metrics.refused(AgentRefusal::Overload);
         if live > limit + MAX_APOLOGIES {
             return;
         }
     }
+    let _open = house.agent.metrics.connection();
     let deadlines = Deadlines::default();
     let mut stop = house.stop.clone();
     let mut stream = BufReader::with_capacity(4096, stream);

@@ -21,6 +21,7 @@ use crate::applets::cea::timekeeping::{self, Witness};
 use crate::applets::cea::{handlers, reply};
 use crate::core::http_body::Polite;
 use crate::core::logging::Action;
+use crate::core::metrics::{AgentMetrics, AgentRefusal};
 use crate::core::pki::{Certificate, PeerIdentity};
 use crate::core::types::DispatcherId;
 use crate::core::wire::{self, errors};
@@ -58,9 +59,15 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Response {
     let snapshot = agent.snapshot();
-    if let Some(refusal) = refuse_early(&snapshot, &peer, &request) {
+    let route = handlers::route_of(request.uri().path());
+    let counted = |response: Response| {
+        let code = response.status().as_u16();
+        agent.metrics.answered(route, code);
+        response
+    };
+    if let Some(refusal) = refuse_early(agent, &snapshot, &peer, &request) {
         drop(Polite::new(request.into_body(), UNWANTED_BYTES));
-        return refusal;
+        return counted(refusal);
     }
     let stranger = snapshot.dispatcher(&peer.identity).is_none();
     let mut request = request.map(|body| Body::new(Polite::new(body, UNWANTED_BYTES)));
@@ -69,13 +76,18 @@ pub(super) async fn answer(
     let Ok(response) = router.call(request).await;
     if stranger {
         // Whoever we do not serve shall not keep a place that others could have.
-        return reply::and_close(response);
+        return counted(reply::and_close(response));
     }
-    response
+    counted(response)
 }
 
 /// The refusals that need nothing but the head of the request.
-fn refuse_early<B>(snapshot: &Snapshot, peer: &Peer, request: &Request<B>) -> Option<Response> {
+fn refuse_early<B>(
+    agent: &Agent,
+    snapshot: &Snapshot,
+    peer: &Peer,
+    request: &Request<B>,
+) -> Option<Response> {
     if peer.overloaded {
         let busy = reply::error(StatusCode::SERVICE_UNAVAILABLE, "agent overloaded");
         return Some(reply::and_close(busy));
@@ -86,6 +98,7 @@ fn refuse_early<B>(snapshot: &Snapshot, peer: &Peer, request: &Request<B>) -> Op
             .field("PEER", &peer.address)
             .field("SERIAL", peer.serial())
             .warning();
+        agent.metrics.refused(AgentRefusal::Revoked);
         let revoked = reply::error(StatusCode::FORBIDDEN, errors::CERTIFICATE_REVOKED);
         return Some(reply::and_close(revoked));
     }
@@ -121,6 +134,7 @@ pub(super) struct Caller {
     pub(super) dispatcher: DispatcherId,
     pub(super) peer: Peer,
     pub(super) snapshot: Arc<Snapshot>,
+    pub(super) metrics: Arc<AgentMetrics>,
     /// What time it is there, if the request says so.
     date: Option<i64>,
 }
@@ -149,10 +163,12 @@ impl FromRequestParts<Arc<Agent>> for Caller {
         };
         let Some(dispatcher) = snapshot.dispatcher(&peer.identity).cloned() else {
             log_untrusted(parts.uri.path(), &peer, snapshot.trust.is_empty());
+            agent.metrics.refused(AgentRefusal::Untrusted);
             return Err(refuse_untrusted(parts.uri.path()));
         };
         let now = Instant::now();
         if !agent.admission().spend(&dispatcher, &peer.address, now) {
+            agent.metrics.refused(AgentRefusal::Rate);
             return Err(reply::error(
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate limit exceeded",
@@ -163,6 +179,7 @@ impl FromRequestParts<Arc<Agent>> for Caller {
             dispatcher,
             peer,
             snapshot,
+            metrics: agent.metrics.clone(),
             date,
         };
         agent.heard(&caller);

@@ -1,13 +1,12 @@
 //! Accepts connections and sees them through the handshake, each in a task of its own: nothing that a peer does or omits to do keeps
 //! others waiting or ends the daemon (spec/agent.md 7.2, weaknesses W1 and W3 of 19.2).
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -15,16 +14,11 @@ use crate::applets::cea::admission::Failure;
 use crate::applets::cea::connection::{self, Children};
 use crate::applets::cea::state::Agent;
 use crate::core::logging::Action;
+use crate::core::metrics::AgentRefusal;
 use crate::core::pki::PeerIdentity;
+use crate::core::serving::handshakes::{HANDSHAKE_TIMEOUT, Handshakes, Place};
 use crate::core::tls;
 
-/// Longest time for a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way at the same time; further connections wait in the kernel, and then for [`HASTE`] at most.
-const MAX_HANDSHAKES: usize = 128;
-/// A handshake gets at least this long; after it, it gives way to the next connection when there is no place left. Without that,
-/// silent clients of a few addresses could keep everybody else waiting.
-const HASTE: Duration = Duration::from_millis(500);
 /// Pause after an accept that failed (out of descriptors): trying at once again would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// A failing accept is logged this often and no more.
@@ -73,67 +67,20 @@ pub(super) async fn accept_loop(listener: TcpListener, house: House) {
     }
 }
 
-/// The handshakes under way, oldest first.
-#[derive(Default)]
-struct Handshakes {
-    under_way: VecDeque<(Instant, oneshot::Sender<()>)>,
-    freed: Arc<Notify>,
-}
-
-/// The place of one handshake, free again when dropped.
-struct Place {
-    give_way: oneshot::Receiver<()>,
-    freed: Arc<Notify>,
-}
-
-impl Handshakes {
-    /// Returns when one more handshake may begin; ends the oldest one if that is what it takes.
-    async fn make_room(&mut self) {
-        loop {
-            self.under_way.retain(|(_, over)| !over.is_closed());
-            if self.under_way.len() < MAX_HANDSHAKES {
-                return;
-            }
-            let Some((since, _)) = self.under_way.front() else {
-                return;
-            };
-            let left = HASTE.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                if let Some((_, slowest)) = self.under_way.pop_front() {
-                    let _ = slowest.send(());
-                }
-                return;
-            }
-            let _ = timeout(left, self.freed.notified()).await;
-        }
-    }
-
-    fn enter(&mut self) -> Place {
-        let (over, give_way) = oneshot::channel();
-        self.under_way.push_back((Instant::now(), over));
-        Place {
-            give_way,
-            freed: self.freed.clone(),
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.give_way.close();
-        self.freed.notify_one();
-    }
-}
-
 /// The cheap refusals, before any cryptography.
 fn may_enter(agent: &Agent, address: IpAddr) -> bool {
     let snapshot = agent.snapshot();
     let allowed = &snapshot.config.allowed_ips;
     if !allowed.is_empty() && !allowed.iter().any(|range| range.contains(address)) {
         Action::new("ip-block").field("PEER", address).warning();
+        agent.metrics.refused(AgentRefusal::Ip);
         return false;
     }
-    agent.admission().at_the_door(address, Instant::now())
+    let welcome = agent.admission().at_the_door(address, Instant::now());
+    if !welcome {
+        agent.metrics.refused(AgentRefusal::Rate);
+    }
+    welcome
 }
 
 async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Place) {
@@ -143,7 +90,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
     let acceptor = TlsAcceptor::from(snapshot.tls.clone());
     let accepted = tokio::select! {
         accepted = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => accepted.map_err(|_| "handshake timed out"),
-        _ = &mut place.give_way => Err("handshake too slow while others were waiting"),
+        () = place.told_to_give_way() => Err("handshake too slow while others were waiting"),
     };
     drop(place);
     agent.admission().handshake_over(address);
@@ -153,6 +100,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
             .field("PEER", address)
             .field("REASON", reason)
             .warning();
+        agent.metrics.refused(AgentRefusal::Tls);
         let now = Instant::now();
         agent.admission().handshake_failed(address, failure, now);
     };
@@ -177,7 +125,9 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
             admission.stranger_arrived(address, now)
         }
     };
-    if welcome {
+    if !welcome {
+        agent.metrics.refused(AgentRefusal::Rate);
+    } else {
         connection::serve(house.clone(), stream, address, certificate, identity).await;
     }
 }

@@ -12,7 +12,6 @@ mod lenient;
 mod listener;
 mod material;
 mod pairing;
-mod patience;
 mod promote;
 mod reply;
 mod revocations;

@@ -6,9 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
-};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -21,10 +19,14 @@ use crate::applets::cea::{Files, handlers, jobs};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::complain;
 use crate::core::logging::Action;
-use crate::core::{listen, sys};
+use crate::core::{listen, serving, sys};
 
 /// How long requests in flight are waited for after SIGTERM. Scripts whose requests are not answered by then run on.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// A connection, three pipes, a process handle, and one to spare.
+const FILES_OF_A_RUN: usize = 6;
+const FILES_BESIDES: usize = 256;
 
 pub(super) fn serve(context: &Context, files: &Files) -> Result<Exit, AppError> {
     let failed = |what: &str, e: io::Error| AppError::failed(format!("{what}: {e}"));
@@ -80,7 +82,8 @@ impl Daemon {
             .and_then(TcpListener::from_std)
             .map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
-        make_room_for_descriptors(snapshot.config.max_children);
+        let runs = snapshot.config.max_children;
+        serving::make_room_for_descriptors(runs.saturating_mul(FILES_OF_A_RUN) + FILES_BESIDES);
         Ok(Self {
             agent: Arc::new(Agent::new(context.clone(), files.clone(), snapshot)),
             address,
@@ -109,25 +112,6 @@ impl Daemon {
         let _ = stop.send(true);
         // Every connection holds a sender; the channel ends with the last of them.
         let _ = timeout(STOP_GRACE, all_gone.recv()).await;
-    }
-}
-
-/// Raises the soft limit of open files to what `max_children` runs need (a connection, three pipes, a process handle each), as far as
-/// the hard limit allows. Scripts inherit it, so it is not simply set to the hard limit.
-fn make_room_for_descriptors(max_children: usize) {
-    let wanted = u64::try_from(max_children)
-        .unwrap_or(u64::MAX)
-        .saturating_mul(6)
-        + 256;
-    let limits = getrlimit(Resource::Nofile);
-    let reachable = wanted.min(limits.maximum.unwrap_or(u64::MAX));
-    if limits.current.is_some_and(|current| current < reachable) {
-        let raised = Rlimit {
-            current: Some(reachable),
-            maximum: limits.maximum,
-        };
-        // Without it accept pauses when descriptors run out; that is no reason not to start.
-        let _ = setrlimit(Resource::Nofile, raised);
     }
 }
 

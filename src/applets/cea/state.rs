@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use tokio::sync::OnceCell;
 
-use crate::applets::Context;
 use crate::applets::cea::admission::Admission;
 use crate::applets::cea::isolation::Isolation;
 use crate::applets::cea::jobs::Jobs;
@@ -16,12 +15,14 @@ use crate::applets::cea::material::Material;
 use crate::applets::cea::revocations::Revocations;
 use crate::applets::cea::timekeeping::{self, Timekeeper};
 use crate::applets::cea::{Files, material, scripts};
+use crate::applets::{Context, VERSION};
 use crate::complain;
 use crate::core::clock::Clock;
 use crate::core::config::diagnostics::Diagnostic;
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::hostname;
 use crate::core::logging::Action;
+use crate::core::metrics::AgentMetrics;
 use crate::core::pki::PeerIdentity;
 use crate::core::profile::schema::Schema;
 use crate::core::tls;
@@ -195,6 +196,7 @@ pub(super) struct Agent {
     admission: Mutex<Admission>,
     host: OnceCell<String>,
     pub(super) timekeeper: Timekeeper,
+    pub(super) metrics: Arc<AgentMetrics>,
     /// Held by whoever changes what lies on disk, so that two dispatchers do not judge by the same past.
     pub(super) changes: tokio::sync::Mutex<()>,
 }
@@ -202,6 +204,7 @@ pub(super) struct Agent {
 impl Agent {
     pub(super) fn new(context: Context, files: Files, snapshot: Snapshot) -> Self {
         let admission = Mutex::new(Admission::new(&snapshot.config, Instant::now()));
+        let metrics = Arc::new(AgentMetrics::new(VERSION, snapshot.clock.now()));
         Self {
             context,
             files,
@@ -211,6 +214,7 @@ impl Agent {
             admission,
             host: OnceCell::new(),
             timekeeper: Timekeeper::new(Instant::now()),
+            metrics,
             changes: tokio::sync::Mutex::new(()),
         }
     }

@@ -6,6 +6,7 @@ mod certificates;
 mod common;
 mod dispatch;
 mod follow;
+mod health;
 mod jobs;
 mod list_locks;
 mod maintain;
@@ -80,6 +81,9 @@ const OPTIONS: &[cli::Opt] = &[
     cli::flag("force"),
     cli::flag("revoke"),
     cli::flag("keep-certificate"),
+    cli::value("warning-days"),
+    cli::value("critical-days"),
+    cli::flag("api"),
 ];
 
 static VERBS: &[Verb] = &[
@@ -157,6 +161,12 @@ static VERBS: &[Verb] = &[
         summary: "ping, renew, rotate, catch up: what the timer does",
         options: &["config", "json", "daemon"],
         entry: maintain::main,
+    },
+    Verb {
+        name: "health",
+        summary: "tell a monitoring system whether this dispatcher is well",
+        options: &["config", "json", "warning-days", "critical-days", "api"],
+        entry: health::main,
     },
     Verb {
         name: "rotate-cert",

@@ -16,7 +16,6 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use super::house::{House, Peer};
 use super::peer::{self, Rules};
 use super::policy::Source;
-use super::socket::Place;
 use super::supervisor::Seat;
 use super::{describe, supervisor};
 use crate::complain;
@@ -24,6 +23,7 @@ use crate::core::exec::frame::{Kind, Reply, ReplyExtras, encode_reply};
 use crate::core::logging::Action;
 use crate::core::sys::pages::ColdCode;
 use crate::core::sys::{fork, wait as signals};
+use crate::core::unix_socket::Place;
 
 /// The signals that the loop reads.
 pub(super) const SIGNALS: [Signal; 4] = [Signal::CHILD, Signal::TERM, Signal::INT, Signal::HUP];

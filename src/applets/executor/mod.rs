@@ -11,7 +11,6 @@ mod listener;
 mod peer;
 mod policy;
 mod resolve;
-mod socket;
 mod startup;
 mod supervisor;
 mod trial;

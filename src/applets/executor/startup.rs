@@ -1,6 +1,7 @@
 //! `serve`: everything before the first connection, in the order of spec/executor.md 2.4. Each failure is one sentence.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
@@ -9,13 +10,14 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use super::house::{House, Unprivileged};
 use super::listener::{Listener, Parts, SIGNALS};
 use super::policy::Source;
-use super::{IDENT, describe, operands, socket, usage};
+use super::{IDENT, describe, operands, usage};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::complain;
+use crate::core::activation::{self, Passed};
 use crate::core::logging::{self, Action};
 use crate::core::sandbox::cgroup::Hierarchy;
 use crate::core::sandbox::features::Features;
-use crate::core::sys;
+use crate::core::{sys, unix_socket};
 
 /// Set (to anything) by the tests of the original.
 const ALLOW_UNPRIVILEGED: &str = "CTRL_EXEC_EXEC_ALLOW_UNPRIV";
@@ -42,6 +44,21 @@ impl Options {
     }
 }
 
+/// Whether a service manager has opened our socket.
+fn is_passed(context: &Context) -> bool {
+    let (pid, fds) = (context.var("LISTEN_PID"), context.var("LISTEN_FDS"));
+    activation::count(std::process::id(), pid, fds) == 1
+}
+
+fn take_passed() -> Result<OwnedFd, String> {
+    match activation::take(1)?.pop() {
+        Some(Passed::Unix(socket)) => Ok(socket.into()),
+        _ => {
+            Err("the descriptor passed by LISTEN_FDS is not a listening unix stream socket".into())
+        }
+    }
+}
+
 /// # Errors
 /// 1 for wrong words and for what the system refuses, 78 for what a restart would not mend.
 pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
@@ -54,7 +71,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         absolute(allowlist)?,
     );
 
-    let passed = socket::is_passed(context);
+    let passed = is_passed(context);
     sanitise(passed).map_err(|e| AppError::failed(format!("{IDENT}: cannot prepare: {e}")))?;
     logging::init(IDENT, context.log_sink());
     let by_environment = context.env.contains_key(ALLOW_UNPRIVILEGED);
@@ -106,11 +123,17 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     // From here on a signal waits until somebody listens to it.
     let signals = sys::wait::take_over_signals(&SIGNALS)
         .map_err(|e| failed(format!("cannot take over signals: {e}")))?;
-    let bound = match passed {
-        true => socket::passed(),
-        false => socket::bind(&socket_path, uid, gid),
+    let (socket, place) = match passed {
+        true => (take_passed().map_err(failed)?, None),
+        false => {
+            let access = unix_socket::Access {
+                owner: Some((uid, gid)),
+                mode: 0o600,
+            };
+            let (socket, place) = unix_socket::bind(&socket_path, access).map_err(failed)?;
+            (socket, Some(place))
+        }
     };
-    let bound = bound.map_err(failed)?;
 
     Action::new("exec-start")
         .field("FEATURES", describe::feature_names(&house))
@@ -122,8 +145,8 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
     Listener::new(Parts {
-        socket: bound.fd,
-        place: bound.place,
+        socket,
+        place,
         signals,
         peer_uid: uid,
         allow_root: options.allow_root_peer,

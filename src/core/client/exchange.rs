@@ -17,9 +17,9 @@ use crate::core::client::error::{ExchangeError, of_connect};
 use crate::core::client::peer;
 use crate::core::clock::{self, Clock};
 use crate::core::keyring;
-use crate::core::pki::{Certificate, PeerIdentity};
+use crate::core::pki::{Certificate, PeerIdentity, keys};
 use crate::core::registry::Target;
-use crate::core::revocation::Revocations;
+use crate::core::revocation::{Entry, Revocations};
 use crate::core::tls;
 use crate::core::types::Serial;
 use crate::core::wire;
@@ -71,6 +71,12 @@ impl Answer {
 }
 
 impl Client {
+    /// The entry by which a certificate is revoked.
+    pub fn revocation_of(&self, certificate: &Certificate) -> Option<&Entry> {
+        let key = keys::spki_sha256(&certificate.spki);
+        self.revoked.find(&certificate.serial, &key)
+    }
+
     /// `connect_timeout` covers name resolution, TCP and TLS; `read_timeout` is the longest silence of the agent afterwards.
     ///
     /// `presented` holds the identity to begin with first, and at least one.

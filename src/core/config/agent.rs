@@ -7,7 +7,9 @@ use super::profiles::CarveOut;
 use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::{AgentConfig, Allowlist, Baseline, cidr, executor, hook, profiles, tags};
+use super::{
+    AgentConfig, Allowlist, Baseline, MetricsAudience, cidr, executor, hook, profiles, tags,
+};
 use crate::core::paths::Paths;
 use crate::core::profile::protected;
 use crate::core::types::AbsolutePath;
@@ -34,6 +36,7 @@ pub(super) fn build(
         "pairing_require_bound_code",
         config.pairing_require_bound_code,
     );
+    config.metrics = metrics(&mut r).unwrap_or_default();
     let known = r.finish_with(&["tags", "executor", "profile"]);
     config.tags = tags::build(raw.tags, &known, source, report);
     config.executor = executor::build(raw.executor, style, source, report);
@@ -160,6 +163,23 @@ fn script_dirs(r: &mut Reader<'_>) -> Option<Vec<AbsolutePath>> {
             Some(dirs)
         },
     )
+}
+
+fn metrics(r: &mut Reader<'_>) -> Option<MetricsAudience> {
+    let text = r.text("metrics")?;
+    let wanted = text.value.to_ascii_lowercase();
+    let known = MetricsAudience::ALL
+        .into_iter()
+        .find(|a| a.as_str() == wanted);
+    if known.is_none() {
+        let message = format!(
+            "'metrics' must be off, dispatchers or ca, not '{}' {}",
+            text.value,
+            r.in_file()
+        );
+        r.error(&text.span, &message);
+    }
+    known
 }
 
 /// Empty or `0` = the agent runs scripts itself.
@@ -367,6 +387,23 @@ mod tests {
             let line = error(agent_lines(&format!("rate_limit_disable = {other}\n")));
             assert!(line.contains("1 y yes true on"), "{line}");
         }
+    }
+
+    #[test]
+    fn metrics_are_for_nobody_unless_the_host_says_so() {
+        assert_eq!(agent_lines("").unwrap().value.metrics, MetricsAudience::Off);
+        for audience in MetricsAudience::ALL {
+            let word = audience.as_str();
+            let conf = agent_lines(&format!("metrics = {}\n", word.to_uppercase()));
+            assert_eq!(conf.unwrap().value.metrics, audience);
+            let toml = agent_toml(&format!("metrics = \"{word}\"\n"));
+            assert_eq!(toml.unwrap().value.metrics, audience);
+        }
+        for bad in ["on", "yes", "all", "dispatcher"] {
+            let line = error(agent_lines(&format!("metrics = {bad}\n")));
+            assert!(line.contains("must be off, dispatchers or ca"), "{line}");
+        }
+        assert!(error(agent_toml("metrics = true\n")).contains("must be a string"));
     }
 
     #[test]

@@ -76,11 +76,29 @@ pub fn convert_dispatcher(config: &DispatcherConfig, paths: &Paths) -> String {
     let (api, ad) = (&config.api, &d.api);
     w.unless("api_port", &u32::from(api.port), &u32::from(ad.port));
     w.address("api_bind", Some(api.bind), Some(ad.bind));
+    w.unless("api_tcp", &api.tcp, &ad.tcp);
+    if let Some(socket) = &api.socket {
+        w.path("api_socket", socket);
+    }
+    if api.socket_mode != ad.socket_mode {
+        w.set("api_socket_mode", format!("{:04o}", api.socket_mode));
+    }
     if let Some(tls) = &api.tls {
         w.path("api_cert", &tls.cert);
         w.path("api_key", &tls.key);
     }
+    if let Some(clients) = &api.clients {
+        w.path("api_client_ca", &clients.ca);
+        if clients.required {
+            w.set("api_client_cert", "required");
+        }
+    }
     w.count("api_max_children", api.max_children, ad.max_children);
+    w.count(
+        "api_max_connections",
+        api.max_connections,
+        ad.max_connections,
+    );
     if api.auth_default == AuthDefault::Allow {
         w.set("api_auth_default", "allow");
     }
@@ -157,6 +175,9 @@ pub fn convert_agent(config: &AgentConfig, paths: &Paths) -> String {
         &config.pairing_require_bound_code,
         &d.pairing_require_bound_code,
     );
+    if config.metrics != d.metrics {
+        w.set("metrics", config.metrics.as_str());
+    }
     if !config.tags.is_empty() {
         w.section(&["tags"]);
         for (name, value) in &config.tags {
@@ -323,7 +344,7 @@ mod tests {
     #[test]
     fn agents_round_trip() {
         let text = agent_round_trip(&format!(
-            "{REQUIRED}{DIRS}bind=::1\ntrusted_dispatchers_path=/t\nrevoked_serials=/r\nexecutor_socket=/run/x.sock\nasync_runs_dir=/runs\ncert_staging_path=/s\nstdin_timeout=1\nrun_timeout=2\nmax_output=4096\nallowed_ips=10.0.0.0/8, ::1\nrate_limit_volume=1/2/3\nrate_limit_probe=0/1/1\nmax_children=5\nauth_deny_generic=1\npairing_require_bound_code=1\n[tags]\nsite=a \"quoted\" \\ é\n1-x=\t\n[profile a.b]\nrun_as=nobody\ncaps=CAP_KILL CAP_CHOWN\nwritable=/a b:/c\nno_new_privileges=no\n[profile root]\n"
+            "{REQUIRED}{DIRS}bind=::1\ntrusted_dispatchers_path=/t\nrevoked_serials=/r\nexecutor_socket=/run/x.sock\nasync_runs_dir=/runs\ncert_staging_path=/s\nstdin_timeout=1\nrun_timeout=2\nmax_output=4096\nallowed_ips=10.0.0.0/8, ::1\nrate_limit_volume=1/2/3\nrate_limit_probe=0/1/1\nmax_children=5\nauth_deny_generic=1\npairing_require_bound_code=1\nmetrics=ca\n[tags]\nsite=a \"quoted\" \\ é\n1-x=\t\n[profile a.b]\nrun_as=nobody\ncaps=CAP_KILL CAP_CHOWN\nwritable=/a b:/c\nno_new_privileges=no\n[profile root]\n"
         ));
         assert!(text.starts_with("# agent.toml - agent and executor\n# Converted from "));
         assert!(text.contains("rate_limit_probe = \"0/60/300\"\n"), "{text}");
@@ -348,7 +369,7 @@ mod tests {
     fn dispatchers_round_trip() {
         for extra in [
             "",
-            "ca_dir=/ca\nregistry_dir=/r\nrevoked_file=/rev\npairing_dir=/p\nlocks_dir=/l\nruns_dir=/u\nrun_retention=61\nauth_hook=/h\nauth_hook_timeout=3\nread_timeout=1\nconnect_timeout=2\nmax_parallel=3\ncert_days=4\ndispatcher_id=x\nservice_user=u\npairing_timeout=5\npairing_max_queue=6\npairing_rate_limit_volume=7/8/9\npairing_require_bound_code=y\npairing_bind=127.0.0.1\npairing_port=10\ncert_renewal_days=11\ncert_overlap_days=12\ncert_check_interval=13\nrotation_file=/rot\napi_port=14\napi_bind=::1\napi_cert=/ac\napi_key=/ak\napi_max_children=15\napi_auth_default=allow\nauth_deny_generic=on\n",
+            "ca_dir=/ca\nregistry_dir=/r\nrevoked_file=/rev\npairing_dir=/p\nlocks_dir=/l\nruns_dir=/u\nrun_retention=61\nauth_hook=/h\nauth_hook_timeout=3\nread_timeout=1\nconnect_timeout=2\nmax_parallel=3\ncert_days=4\ndispatcher_id=x\nservice_user=u\npairing_timeout=5\npairing_max_queue=6\npairing_rate_limit_volume=7/8/9\npairing_require_bound_code=y\npairing_bind=127.0.0.1\npairing_port=10\ncert_renewal_days=11\ncert_overlap_days=12\ncert_check_interval=13\nrotation_file=/rot\napi_port=14\napi_bind=::1\napi_cert=/ac\napi_key=/ak\napi_max_children=15\napi_max_connections=16\napi_tcp=off\napi_socket=/run/s\napi_socket_mode=0600\napi_client_ca=/cca\napi_client_cert=required\napi_auth_default=allow\nauth_deny_generic=on\n",
             "pairing_rate_limit_disable=1\n",
         ] {
             let host = Host::new();

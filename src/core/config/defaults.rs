@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    AgentConfig, ApiSettings, AuthDefault, DispatcherConfig, ExecutorConfig, RateSpec,
-    RotationSettings,
+    AgentConfig, ApiSettings, AuthDefault, DispatcherConfig, ExecutorConfig, MetricsAudience,
+    RateSpec, RotationSettings,
 };
 use crate::core::paths::Paths;
 use crate::core::types::DispatcherId;
@@ -54,8 +54,13 @@ impl DispatcherConfig {
             api: ApiSettings {
                 port: 7445,
                 bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                tcp: true,
+                socket: None,
+                socket_mode: 0o660,
                 tls: None,
+                clients: None,
                 max_children: 64,
+                max_connections: 1024,
                 auth_default: AuthDefault::Deny,
                 auth_deny_generic: false,
                 refusal_limit: Some(RateSpec::new(20, 60, 60)),
@@ -96,6 +101,7 @@ impl AgentConfig {
             executor: ExecutorConfig::default(),
             auth_deny_generic: false,
             pairing_require_bound_code: false,
+            metrics: MetricsAudience::Off,
         }
     }
 }

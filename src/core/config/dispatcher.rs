@@ -4,7 +4,7 @@ use super::diagnostics::{Report, Severity};
 use super::raw::{RawDocument, RawValue, Style};
 use super::reader::Reader;
 use super::source::SourceFile;
-use super::{ApiTls, AuthDefault, DispatcherConfig, hook};
+use super::{ApiTls, AuthDefault, DispatcherConfig, api_listener, hook};
 use crate::core::paths::Paths;
 use crate::core::types::DispatcherId;
 
@@ -168,6 +168,7 @@ fn api(r: &mut Reader<'_>, config: &mut DispatcherConfig, paths: &Paths) {
         (Some(cert), Some(key)) => Some(ApiTls { cert, key }),
         _ => None,
     };
+    api_listener::read(r, api, paths);
     // The original falls back to plain HTTP without a word.
     let (span, message) = match spans {
         (Some(span), None) => (

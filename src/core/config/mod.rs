@@ -6,6 +6,7 @@ pub mod error;
 pub mod source;
 
 mod agent;
+mod api_listener;
 mod cidr;
 mod conf_grammar;
 mod convert;
@@ -84,11 +85,44 @@ pub enum AuthDefault {
     Allow,
 }
 
+/// Who may see the agent's metrics (key `metrics` of `agent.*`, ours).
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum MetricsAudience {
+    /// Nobody: there is no such path.
+    #[default]
+    Off,
+    /// Trusted dispatchers.
+    Dispatchers,
+    /// Whoever holds a certificate of the CA that is not revoked.
+    Ca,
+}
+
+impl MetricsAudience {
+    pub const ALL: [Self; 3] = [Self::Off, Self::Dispatchers, Self::Ca];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Dispatchers => "dispatchers",
+            Self::Ca => "ca",
+        }
+    }
+}
+
 /// Certificate and key of the API server.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ApiTls {
     pub cert: PathBuf,
     pub key: PathBuf,
+}
+
+/// Who may show a certificate to the API.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ApiClients {
+    /// PEM file with the CA certificates that client certificates must come from.
+    pub ca: PathBuf,
+    /// Whether a handshake without a certificate fails.
+    pub required: bool,
 }
 
 /// The `api_*` keys of the dispatcher's file (spec/api.md 1, 13).
@@ -98,10 +132,20 @@ pub struct ApiSettings {
     pub port: u16,
     /// Default 127.0.0.1.
     pub bind: std::net::IpAddr,
+    /// Whether there is a TCP listener at all (key `api_tcp`), default on.
+    pub tcp: bool,
+    /// Unix socket beside or instead of it (key `api_socket`); `None` = none.
+    pub socket: Option<PathBuf>,
+    /// Mode of the unix socket (key `api_socket_mode`), default 0660.
+    pub socket_mode: u32,
     /// `None` = plain HTTP. One of the two keys without the other is an error.
     pub tls: Option<ApiTls>,
-    /// Concurrent connections, 1..=65535, default 64.
+    /// Client certificates (keys `api_client_ca`, `api_client_cert`); only with TLS.
+    pub clients: Option<ApiClients>,
+    /// Concurrent requests, 1..=65535, default 64.
     pub max_children: usize,
+    /// Open connections, 1..=65535, default 1024; idle ones count.
+    pub max_connections: usize,
     /// Default deny.
     pub auth_default: AuthDefault,
     /// Hide why a request was denied (key `auth_deny_generic`), default off.
@@ -218,6 +262,8 @@ pub struct AgentConfig {
     pub auth_deny_generic: bool,
     /// Refuse dispatchers that cannot bind the pairing code (key `pairing_require_bound_code`, ours), default off.
     pub pairing_require_bound_code: bool,
+    /// Who gets `GET /metrics` (key `metrics`, ours), default off.
+    pub metrics: MetricsAudience,
 }
 
 /// What the agent itself writes beside `cert_staging_path`, where its user may.

@@ -321,6 +321,19 @@ impl Store {
         running
     }
 
+    /// How many runs give a sign of life; no record is read.
+    pub fn count_running(&self) -> usize {
+        let alive = |entry: &std::fs::DirEntry| {
+            let path = entry.path();
+            path.extension().is_some_and(|e| e == "live") && Hold::is_held(&path).unwrap_or(false)
+        };
+        self.owners()
+            .flat_map(|(_, dir)| entries(&dir))
+            .take(MAX_ENTRIES)
+            .filter(alive)
+            .count()
+    }
+
     fn keys(&self) -> impl Iterator<Item = Key> {
         self.owners()
             .flat_map(|(owner, dir)| {

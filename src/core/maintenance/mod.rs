@@ -31,7 +31,7 @@ use crate::core::runs::Store;
 use crate::core::types::{AgentName, Serial};
 
 /// From when on a CA that ends is told of: agents' certificates may last longer than that.
-const CA_WARNING_DAYS: i64 = 400;
+pub const CA_WARNING_DAYS: i64 = 400;
 /// How long a pass waits for another one to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 

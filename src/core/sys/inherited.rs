@@ -61,22 +61,29 @@ pub fn close_from(first: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// The first descriptor that a service manager passes (`LISTEN_FDS`), from now on ours and closed by exec.
+/// The descriptors that a service manager passes (`LISTEN_FDS`), from now on ours and closed by exec.
 ///
 /// # Errors
-/// It is not open.
-pub fn passed() -> io::Result<OwnedFd> {
+/// One of them is not open.
+pub fn passed(count: u16) -> io::Result<Vec<OwnedFd>> {
     const FIRST: i32 = 3;
-    // SAFETY: asks for the flags of a number; one that is not open makes the call fail.
-    #[allow(unsafe_code)]
-    if unsafe { libc::fcntl(FIRST, libc::F_GETFD) } < 0 {
-        return Err(io::Error::last_os_error());
+    let numbers = FIRST..FIRST + i32::from(count);
+    for number in numbers.clone() {
+        // SAFETY: asks for the flags of a number; one that is not open makes the call fail.
+        #[allow(unsafe_code)]
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
-    // SAFETY: it is open, and by the convention of LISTEN_FDS it is ours to own; the caller asks once.
-    #[allow(unsafe_code)]
-    let fd = unsafe { OwnedFd::from_raw_fd(FIRST) };
-    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-    Ok(fd)
+    numbers
+        .map(|number| {
+            // SAFETY: it is open, and by the convention of LISTEN_FDS it is ours to own; the caller asks once.
+            #[allow(unsafe_code)]
+            let fd = unsafe { OwnedFd::from_raw_fd(number) };
+            rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+            Ok(fd)
+        })
+        .collect()
 }
 
 /// Empties the environment, for us and for what we start. Whoever needs a variable has read it before.

@@ -25,6 +25,9 @@ pub use identity::{Identity, TlsError};
 /// ALPN name of our pairing protocol; a peer of the original offers none.
 pub const PAIRING_ALPN: &[u8] = b"ctrl-exec-pair/2";
 
+/// ALPN name of HTTP/2.
+pub const HTTP2_ALPN: &[u8] = b"h2";
+
 const VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// The suites of spec/dispatcher.md 8 and nothing else; the key exchanges of ring (X25519, P-256, P-384).
@@ -86,12 +89,44 @@ pub fn server_config(
     cas: &[Certificate],
     clock: Clock,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let verifier = verifier::Clients::new(cas)?;
+    let verifier = verifier::Clients::new(cas, true)?;
     let config = ServerConfig::builder_with_details(suites(), Arc::new(clock))
         .with_protocol_versions(VERSIONS)
         .map_err(unusable)?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(resolver(identity));
+    Ok(Arc::new(without_resumption(config)))
+}
+
+/// Who may show a certificate to [`api_server_config`].
+#[derive(Clone, Copy, Debug)]
+pub struct ClientAuthority<'a> {
+    pub cas: &'a [Certificate],
+    /// A client without a certificate is refused.
+    pub required: bool,
+}
+
+/// For serving the API: HTTP/2 or HTTP/1.1, by ALPN. What the holder of a certificate may do is for others to say.
+///
+/// # Errors
+/// The list of CAs is empty or holds a certificate that cannot be a trust anchor.
+pub fn api_server_config(
+    identity: &Identity,
+    clients: Option<ClientAuthority<'_>>,
+    clock: Clock,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let builder = ServerConfig::builder_with_details(suites(), Arc::new(clock))
+        .with_protocol_versions(VERSIONS)
+        .map_err(unusable)?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(clients) => {
+            let verifier = verifier::Clients::new(clients.cas, clients.required)?;
+            builder.with_client_cert_verifier(Arc::new(verifier))
+        }
+    };
+    let mut config = builder.with_cert_resolver(resolver(identity));
+    config.alpn_protocols = vec![HTTP2_ALPN.to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(without_resumption(config)))
 }
 
@@ -116,6 +151,22 @@ pub fn pairing_server_config(identity: &Identity) -> Result<Arc<ServerConfig>, T
 /// None that a caller could cause.
 pub fn pairing_client_config() -> Result<Arc<ClientConfig>, TlsError> {
     pairing_client_of_versions(VERSIONS)
+}
+
+/// For a look at our own API on this host: accepts whatever certificate it shows, because nothing is told to it and its answer decides
+/// nothing.
+///
+/// # Errors
+/// None that a caller could cause.
+pub fn local_client_config() -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(suites())
+        .with_protocol_versions(VERSIONS)
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier::Anybody))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
 }
 
 fn pairing_client_of_versions(

@@ -25,10 +25,11 @@ pub(super) struct Agents {
     anchors: Anchors,
 }
 
-/// Clients that an agent serves: certificates from our CA.
+/// Clients that an agent or the API serves: certificates from the CA.
 #[derive(Debug)]
 pub(super) struct Clients {
     anchors: Anchors,
+    required: bool,
     webpki: Arc<dyn ClientCertVerifier>,
 }
 
@@ -214,17 +215,26 @@ impl ServerCertVerifier for Agents {
 }
 
 impl Clients {
-    pub(super) fn new(cas: &[Certificate]) -> Result<Self, TlsError> {
+    /// `required`: a client without a certificate is refused.
+    pub(super) fn new(cas: &[Certificate], required: bool) -> Result<Self, TlsError> {
         let anchors = Anchors::new(cas)?;
         let webpki =
             WebPkiClientVerifier::builder_with_provider(anchors.roots.clone(), super::suites())
                 .build()
                 .map_err(|e| TlsError::Config(e.to_string()))?;
-        Ok(Self { anchors, webpki })
+        Ok(Self {
+            anchors,
+            required,
+            webpki,
+        })
     }
 }
 
 impl ClientCertVerifier for Clients {
+    fn client_auth_mandatory(&self) -> bool {
+        self.required
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.webpki.root_hint_subjects()
     }

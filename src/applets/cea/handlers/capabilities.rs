@@ -13,6 +13,7 @@ use crate::applets::cea::{reply, scripts};
 use crate::core::authhook::{self, Decision, HookAction, HookContext};
 use crate::core::config::ScriptEntry;
 use crate::core::logging::Action;
+use crate::core::metrics::AgentRefusal;
 use crate::core::profile;
 use crate::core::types::ScriptName;
 use crate::core::wire::{Capabilities, ScriptCapability, errors};
@@ -34,6 +35,7 @@ pub(super) async fn handle(State(agent): State<Arc<Agent>>, caller: Caller) -> R
             .field("PEER", &caller.peer.address)
             .field("REASON", reason)
             .warning();
+        caller.metrics.refused(AgentRefusal::Hook);
         return reply::error(StatusCode::FORBIDDEN, errors::NOT_AUTHORISED);
     }
 

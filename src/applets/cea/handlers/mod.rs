@@ -3,6 +3,7 @@
 mod authorities;
 mod cancel;
 mod capabilities;
+mod metrics;
 mod permission;
 mod ping;
 mod renew;
@@ -25,6 +26,7 @@ use crate::core::wire::errors;
 /// Every route; any other method or path is [`not_found`].
 pub(super) fn router(agent: Arc<Agent>) -> Router {
     Router::new()
+        .route("/metrics", get(metrics::handle))
         .route("/run", post(run::handle))
         .route("/cancel", post(cancel::handle))
         .route("/ping", post(ping::handle))
@@ -38,6 +40,27 @@ pub(super) fn router(agent: Arc<Agent>) -> Router {
         .fallback(async || not_found())
         .method_not_allowed_fallback(async || not_found())
         .with_state(agent)
+}
+
+/// The route of a path, for counting: one of the router's, or `none`.
+pub(super) fn route_of(path: &str) -> &'static str {
+    const PLAIN: [&str; 10] = [
+        "/metrics",
+        "/run",
+        "/cancel",
+        "/ping",
+        "/capabilities",
+        "/rotate-serial",
+        "/renew",
+        "/renew-complete",
+        "/revoke",
+        "/ca",
+    ];
+    if path.starts_with("/result/") {
+        return "/result/{reqid}";
+    }
+    let same = |route: &&str| *route == path;
+    PLAIN.into_iter().find(same).unwrap_or("none")
 }
 
 /// The answer to everything that does not exist, wrong methods included.

@@ -8,6 +8,7 @@ use crate::applets::cea::gate::Caller;
 use crate::applets::cea::reply;
 use crate::core::authhook::{self, Decision, HookAction, HookContext};
 use crate::core::logging::Action;
+use crate::core::metrics::AgentRefusal;
 use crate::core::types::Secret;
 use crate::core::wire::errors;
 
@@ -44,6 +45,7 @@ pub(super) async fn ask(
                 .field("PEER", &caller.peer.address)
                 .field("REASON", &reason)
                 .warning();
+            caller.metrics.refused(AgentRefusal::Hook);
             let error = format!("{}: {reason}", errors::NOT_AUTHORISED);
             Err(reply::error(StatusCode::FORBIDDEN, &error))
         }

@@ -1,7 +1,7 @@
 //! `POST /run` (spec/agent.md 9.2, 11). A refusal is HTTP 200 with `exit` -1 and `error`: peers depend on it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -20,9 +20,10 @@ use crate::core::exec::runner::{RunSpec, run_script, script_environment};
 use crate::core::exec::{Outcome, lossy};
 use crate::core::jobs::Key;
 use crate::core::logging::Action;
+use crate::core::metrics::{AgentRefusal, RunEnd, RunMode};
 use crate::core::profile::{self, Resolved};
 use crate::core::secure_open;
-use crate::core::types::{ReqId, Secret};
+use crate::core::types::{ReqId, ScriptName, Secret};
 use crate::core::wire::{AsyncReply, RunRefusal, RunReply, errors};
 
 /// What a script gets on its stdin (spec/agent.md 11.1).
@@ -55,9 +56,8 @@ pub(super) async fn handle(
     if request.asynchronous {
         return detach(agent, caller, request, permitted).await;
     }
-    let path = permitted.path.as_path().to_owned();
     // In a task of its own: a client that goes away neither stops the script nor keeps its end out of the log.
-    match tokio::spawn(run(agent, caller, request, path)).await {
+    match tokio::spawn(run(agent, caller, request, permitted)).await {
         Ok(reply) => reply::ok(&reply),
         Err(_) => reply::error(StatusCode::INTERNAL_SERVER_ERROR, "the run was abandoned"),
     }
@@ -105,6 +105,8 @@ async fn detach(
     let Ok(reqid) = ReqId::new(&request.reqid) else {
         return refuse(&request, errors::ASYNC_REQID);
     };
+    let script = permitted.name.clone();
+    let count = |end| caller.metrics.run(Some(&script), end);
     let submission = Submission {
         key: Key {
             owner: caller.dispatcher.clone(),
@@ -136,11 +138,13 @@ async fn detach(
         }
         Ok(Submitted::Busy) => {
             log("run-async-busy").warning();
+            count(RunEnd::Busy);
             let error = Some(errors::SCRIPT_BUSY);
             answer_async(StatusCode::CONFLICT, request, "busy", error)
         }
         Ok(Submitted::Refused(why)) => {
             log("run-async-refused").field("REASON", &why).warning();
+            count(RunEnd::Refused);
             refuse(&request, why)
         }
         Err(_) => refuse(&request, errors::ASYNC_START),
@@ -165,6 +169,10 @@ fn answer_async(
 /// Allowlist and directories, the mode of the script, then the hook. What to run, or the refusal.
 async fn authorise(caller: &Caller, request: &RunRequest) -> Result<Resolved, Response> {
     let snapshot = &caller.snapshot;
+    let refused = |reason, script: Option<&ScriptName>| {
+        caller.metrics.refused(reason);
+        caller.metrics.run(script, RunEnd::Refused);
+    };
     let deny = || {
         Action::new("deny")
             .field("PEER", &caller.peer.address)
@@ -174,10 +182,12 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<Resolved, Re
     let resolved = profile::resolve(&request.script, &snapshot.allowlist, &snapshot.config);
     let permitted = resolved.map_err(|_| {
         deny().warning();
+        refused(AgentRefusal::NotPermitted, None);
         refuse(request, errors::SCRIPT_NOT_PERMITTED)
     })?;
     secure_open::check_script(permitted.path.as_path()).map_err(|reason| {
         deny().field("REASON", reason).warning();
+        refused(AgentRefusal::NotPermitted, Some(&permitted.name));
         refuse(request, errors::SCRIPT_NOT_PERMITTED)
     })?;
 
@@ -199,6 +209,7 @@ async fn authorise(caller: &Caller, request: &RunRequest) -> Result<Resolved, Re
                 .field("DISPATCHER", &caller.dispatcher)
                 .field("REASON", &reason)
                 .warning();
+            refused(AgentRefusal::Hook, Some(&permitted.name));
             Err(if snapshot.config.auth_deny_generic {
                 refuse(request, errors::SCRIPT_NOT_PERMITTED)
             } else {
@@ -224,7 +235,13 @@ fn context_of(caller: &Caller, request: &RunRequest) -> String {
     serde_json::to_string(&context).unwrap_or_default()
 }
 
-async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathBuf) -> RunReply {
+async fn run(
+    agent: Arc<Agent>,
+    caller: Caller,
+    request: RunRequest,
+    permitted: Resolved,
+) -> RunReply {
+    let began = Instant::now();
     let config = &caller.snapshot.config;
     let context_json = context_of(&caller, &request).into_bytes();
     let outcome = match &config.executor_socket {
@@ -245,7 +262,7 @@ async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathB
         }
         None => {
             let spec = RunSpec {
-                path,
+                path: permitted.path.as_path().to_owned(),
                 args: request.args.clone(),
                 env: script_environment(&agent.context.env),
                 context_json,
@@ -256,6 +273,11 @@ async fn run(agent: Arc<Agent>, caller: Caller, request: RunRequest, path: PathB
             run_script(spec).await
         }
     };
+    let end = RunEnd::of(outcome.exit);
+    caller.metrics.run(Some(&permitted.name), end);
+    if end != RunEnd::Refused {
+        caller.metrics.took(RunMode::Sync, began.elapsed());
+    }
     log_end(&caller, &request, &outcome);
     RunReply {
         script: request.script,

@@ -3,7 +3,7 @@
 use std::io;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,6 +17,7 @@ use crate::applets::detach;
 use crate::core::exec::runner::script_environment;
 use crate::core::jobs::{Answer, Key, Order, Store, signal_holder};
 use crate::core::logging::Action;
+use crate::core::metrics::{RunEnd, RunMode};
 use crate::core::wire::errors;
 
 /// Longest time for a supervisor to say whether the run begins.
@@ -30,7 +31,8 @@ pub(super) async fn submit(
     store: &Store,
     submission: Submission,
 ) -> Submitted {
-    let reqid = submission.key.reqid.clone();
+    let (reqid, script) = (submission.key.reqid.clone(), submission.script.clone());
+    let began = Instant::now();
     let failed = |why: &dyn std::fmt::Display| {
         Action::new("async-store-fail")
             .field("ERROR", why)
@@ -61,7 +63,15 @@ pub(super) async fn submit(
         }
     };
     // Reaped whenever it ends; it does not care whether we are there to do so.
-    tokio::spawn(async move { child.wait().await });
+    let metrics = matches!(said, Submitted::Accepted).then(|| agent.metrics.clone());
+    tokio::spawn(async move {
+        let ended = child.wait().await;
+        if let (Some(metrics), Ok(status)) = (metrics, ended) {
+            let good = status.success();
+            metrics.run(Some(&script), RunEnd::of(i32::from(!good)));
+            metrics.took(RunMode::Async, began.elapsed());
+        }
+    });
     said
 }
 

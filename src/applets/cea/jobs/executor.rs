@@ -17,6 +17,7 @@ use crate::core::exec::frame::{
 };
 use crate::core::exec::{Outcome, lossy};
 use crate::core::jobs::{Claim, Key, Record, Refusal, Store, Via};
+use crate::core::metrics::{RunEnd, RunMode};
 use crate::core::types::ScriptName;
 use crate::core::wire::errors;
 
@@ -105,6 +106,8 @@ pub(super) async fn submit(
         Ok(claim) => claim,
         Err(refusal) => return refusal,
     };
+    let script = submission.script.clone();
+    let began = Instant::now();
     let request = detached(snapshot, submission);
     let max_output = snapshot.config.max_output;
     let reply = call_raw(socket, &request, BEGIN).await;
@@ -114,6 +117,7 @@ pub(super) async fn submit(
     match judge(reply, socket, &key, max_output).await {
         Begun::GoesOn => watcher::start(agent, snapshot, socket, claim, running),
         Begun::Ended(outcome) => {
+            count_end(agent, &script, outcome.exit, Some(began));
             let done = running.done(outcome, snapshot.clock.iso_now());
             let _ = spawn_blocking(move || store_done(claim, done)).await;
         }
@@ -123,6 +127,14 @@ pub(super) async fn submit(
         }
     }
     Submitted::Accepted
+}
+
+/// Counts a run that has ended. `began`: unknown for one that an earlier agent began.
+fn count_end(agent: &Agent, script: &ScriptName, exit: i32, began: Option<Instant>) {
+    agent.metrics.run(Some(script), RunEnd::of(exit));
+    if let Some(began) = began {
+        agent.metrics.took(RunMode::Async, began.elapsed());
+    }
 }
 
 /// Takes the locks and writes the first record, away from the threads that serve others.

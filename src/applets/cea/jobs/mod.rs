@@ -67,7 +67,7 @@ pub(super) enum Cancelled {
     Failed(String),
 }
 
-fn store_of(snapshot: &Snapshot) -> Store {
+pub(super) fn store_of(snapshot: &Snapshot) -> Store {
     let config = &snapshot.config;
     Store::new(&config.async_runs_dir, config.max_output)
 }

@@ -78,8 +78,13 @@ async fn begin(order: Order) -> Result<Exit, AppError> {
     detach::cut_loose()?;
     let clock = Clock::system(clock::parse_iso(&order.started).unwrap_or(0));
     let outcome = run(&claim, order.into_spec(), signals).await;
+    // For the agent's count, if it is still there to hear it.
+    let exit = match outcome.exit {
+        0 => Exit::Success,
+        _ => Exit::Failure,
+    };
     finish(claim, record, outcome, &clock);
-    Ok(Exit::Success)
+    Ok(exit)
 }
 
 /// One line to the agent.

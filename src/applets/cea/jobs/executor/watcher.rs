@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use super::{QUICK, ask, reason};
+use super::{QUICK, ask, count_end, reason};
 use crate::applets::cea::jobs::{log_store_failure, store_done, store_of};
 use crate::applets::cea::state::{Agent, Snapshot};
 use crate::core::exec::frame::{JobOrder, Kind, Reply, ReplyExtras};
@@ -39,6 +39,7 @@ pub(super) fn start(
         socket: socket.to_owned(),
         max_output: snapshot.config.max_output,
         running,
+        began: Some(Instant::now()),
     };
     tokio::spawn(watcher.follow(claim));
 }
@@ -55,6 +56,7 @@ pub(in crate::applets::cea::jobs) fn resume(
         socket: snapshot.config.executor_socket.clone().unwrap_or_default(),
         max_output: snapshot.config.max_output,
         running: head.to_running(&key),
+        began: None,
     };
     let store = store_of(snapshot);
     tokio::spawn(async move {
@@ -93,6 +95,8 @@ struct Watcher {
     socket: PathBuf,
     max_output: usize,
     running: Record,
+    /// When it began; `None`: before this agent did.
+    began: Option<Instant>,
 }
 
 /// What an answer to `Wait` means.
@@ -187,6 +191,7 @@ impl Watcher {
                     .field("REQID", &key.reqid)
                     .field("SCRIPT", &self.running.script)
                     .info();
+                count_end(&self.agent, &self.running.script, outcome.exit, self.began);
                 self.running.done(outcome, now)
             }
             Err(Gone {

@@ -13,18 +13,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// Longest time between the first byte of a request and the end of its headers; also for the first byte of a connection.
-pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence between two requests of one connection.
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time without progress while we send.
-pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The three waits, for tests to shorten.
+/// The three waits.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Deadlines {
-    pub(super) header: Duration,
-    pub(super) idle: Duration,
-    pub(super) send: Duration,
+pub struct Deadlines {
+    pub header: Duration,
+    pub idle: Duration,
+    pub send: Duration,
 }
 
 impl Default for Deadlines {
@@ -39,7 +39,7 @@ impl Default for Deadlines {
 
 /// Where a connection is between two requests. Shared with the service, which alone sees requests begin and answers appear.
 #[derive(Clone, Debug)]
-pub(super) struct Phase(Arc<AtomicU8>);
+pub struct Phase(Arc<AtomicU8>);
 
 const IDLE: u8 = 0;
 const HEADERS: u8 = 1;
@@ -48,18 +48,32 @@ const ANSWERING: u8 = 3;
 
 impl Phase {
     /// A connection whose first byte has arrived.
-    pub(super) fn new() -> Self {
+    #[allow(
+        clippy::new_without_default,
+        reason = "a default would not say which phase"
+    )]
+    pub fn new() -> Self {
         Self(Arc::new(AtomicU8::new(HEADERS)))
     }
 
     /// The headers are complete; the handler has its own deadlines.
-    pub(super) fn request_begins(&self) {
+    pub fn request_begins(&self) {
         self.set(HANDLING);
     }
 
     /// The answer is ready; once it is sent the connection is idle.
-    pub(super) fn answer_is_ready(&self) {
+    pub fn answer_is_ready(&self) {
         self.set(ANSWERING);
+    }
+
+    /// Whether the last answer is sent and nothing of another request has come.
+    pub fn is_idle(&self) -> bool {
+        self.get() == IDLE
+    }
+
+    /// Whether a request has begun to arrive and its headers are not complete.
+    pub fn is_in_headers(&self) -> bool {
+        self.get() == HEADERS
     }
 
     fn get(&self) -> u8 {
@@ -72,7 +86,8 @@ impl Phase {
 }
 
 /// A stream that fails with `TimedOut` instead of waiting for ever.
-pub(super) struct Patient<S> {
+#[derive(Debug)]
+pub struct Patient<S> {
     inner: S,
     phase: Phase,
     deadlines: Deadlines,
@@ -81,7 +96,7 @@ pub(super) struct Patient<S> {
 }
 
 impl<S> Patient<S> {
-    pub(super) fn new(inner: S, phase: Phase, deadlines: Deadlines) -> Self {
+    pub fn new(inner: S, phase: Phase, deadlines: Deadlines) -> Self {
         Self {
             inner,
             phase,
@@ -89,6 +104,11 @@ impl<S> Patient<S> {
             receiving: Box::pin(sleep(deadlines.header)),
             sending: None,
         }
+    }
+
+    /// The stream, without its deadlines.
+    pub fn into_inner(self) -> S {
+        self.inner
     }
 
     fn rest(&mut self) {

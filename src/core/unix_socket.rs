@@ -1,40 +1,37 @@
-//! The socket: passed by a service manager, or made by us so that nobody ever meets it half made (spec/executor.md 2.4, 3.1).
+//! A listening unix socket in the file system, made so that nobody ever meets it half made (spec/executor.md 2.4, 3.1).
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-
-use crate::applets::Context;
-use crate::core::sys;
 
 /// `sun_path` with its NUL.
 const MAX_PATH: usize = 108;
-/// More than runs at the same time: the agent does not wait when the queue is full, it fails.
+/// A client does not wait when the queue is full, it fails.
 const BACKLOG: i32 = 128;
 
-/// A socket that listens.
-#[derive(Debug)]
-pub(super) struct Bound {
-    pub(super) fd: OwnedFd,
-    /// `None`: it was passed to us and is not ours to remove.
-    pub(super) place: Option<Place>,
+/// Who may connect.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// uid and gid; `None` leaves it with us.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits.
+    pub mode: u32,
 }
 
 /// Our socket in the file system.
 #[derive(Debug)]
-pub(super) struct Place {
+pub struct Place {
     path: PathBuf,
     inode: (u64, u64),
 }
 
 impl Place {
     /// Removes the socket, unless it is another one by now.
-    pub(super) fn remove(&self) {
+    pub fn remove(&self) {
         if inode(&self.path) == Some(self.inode) {
             let _ = std::fs::remove_file(&self.path);
         }
@@ -47,34 +44,12 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
     Some((meta.dev(), meta.ino()))
 }
 
-/// Whether a service manager says that descriptor 3 is a socket for us.
-pub(super) fn is_passed(context: &Context) -> bool {
-    let pid = std::process::id().to_string();
-    context.var("LISTEN_PID") == Some(pid.as_str()) && context.var("LISTEN_FDS") == Some("1")
-}
-
-/// Takes the socket that was passed.
-///
-/// # Errors
-/// It is not a listening unix stream socket.
-pub(super) fn passed() -> Result<Bound, String> {
-    let what = "the descriptor passed by LISTEN_FDS";
-    let fd = sys::inherited::passed().map_err(|e| format!("{what} cannot be used: {e}"))?;
-    let fits = socket_domain(&fd) == Ok(AddressFamily::UNIX)
-        && socket_type(&fd) == Ok(SocketType::STREAM)
-        && socket_acceptconn(&fd) == Ok(true);
-    if !fits {
-        return Err(format!("{what} is not a listening unix stream socket"));
-    }
-    rustix::io::ioctl_fionbio(&fd, true).map_err(|e| format!("{what} cannot be used: {e}"))?;
-    Ok(Bound { fd, place: None })
-}
-
-/// Makes the socket under another name, gives it to its user, and puts it in its place when it listens.
+/// Makes the socket under another name, gives it to whom it is for, and puts it in its place when it listens; a stale one is replaced.
+/// For the start of a program: for a moment the working directory and the umask of the whole process are others.
 ///
 /// # Errors
 /// A sentence with the path.
-pub(super) fn bind(path: &Path, uid: u32, gid: u32) -> Result<Bound, String> {
+pub fn bind(path: &Path, access: Access) -> Result<(OwnedFd, Place), String> {
     if path.as_os_str().len() >= MAX_PATH {
         return Err(format!("socket path too long: '{}'", path.display()));
     }
@@ -84,6 +59,8 @@ pub(super) fn bind(path: &Path, uid: u32, gid: u32) -> Result<Bound, String> {
             path.display()
         ));
     };
+    let here = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| format!("cannot open the working directory: {e}"))?;
     // From within, because the other name may be longer than an address can be.
     let bound = std::env::set_current_dir(directory)
         .map_err(|e| {
@@ -93,29 +70,28 @@ pub(super) fn bind(path: &Path, uid: u32, gid: u32) -> Result<Bound, String> {
             )
         })
         .and_then(|()| {
-            bind_here(Path::new(name), uid, gid).map_err(|(step, error)| {
+            bind_here(Path::new(name), access).map_err(|(step, error)| {
                 format!("cannot {step} the socket '{}': {error}", path.display())
             })
         });
-    let back = std::env::set_current_dir("/").map_err(|e| format!("cannot enter '/': {e}"));
+    let back = rustix::process::fchdir(here)
+        .map_err(|e| format!("cannot go back to the working directory: {e}"));
     let (fd, inode) = bound?;
     back?;
-    Ok(Bound {
-        fd,
-        place: Some(Place {
-            path: path.to_owned(),
-            inode,
-        }),
-    })
+    let place = Place {
+        path: path.to_owned(),
+        inode,
+    };
+    Ok((fd, place))
 }
 
 type Failed = (&'static str, io::Error);
 
-fn bind_here(name: &Path, uid: u32, gid: u32) -> Result<(OwnedFd, (u64, u64)), Failed> {
+fn bind_here(name: &Path, access: Access) -> Result<(OwnedFd, (u64, u64)), Failed> {
     let step = |what: &'static str| move |e: Errno| (what, io::Error::from(e));
     check_directory()?;
     check_target(name)?;
-    let other = PathBuf::from(format!(".ctrl-exec-exec.{}", std::process::id()));
+    let other = PathBuf::from(format!(".ctrl-exec.{}", std::process::id()));
     check_target(&other)?;
     let _ = rustix::fs::unlink(&other);
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -127,11 +103,13 @@ fn bind_here(name: &Path, uid: u32, gid: u32) -> Result<(OwnedFd, (u64, u64)), F
     rustix::process::umask(before);
     bound.map_err(step("bind"))?;
     let placed = || {
-        let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(CWD, &other, Some(user), Some(group), nofollow)
-            .map_err(step("chown"))?;
-        let mode = Mode::RUSR | Mode::WUSR;
+        if let Some((uid, gid)) = access.owner {
+            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+            rustix::fs::chownat(CWD, &other, Some(user), Some(group), nofollow)
+                .map_err(step("chown"))?;
+        }
+        let mode = Mode::from_raw_mode(access.mode);
         rustix::fs::chmodat(CWD, &other, mode, AtFlags::empty()).map_err(step("chmod"))?;
         rustix::net::listen(&fd, BACKLOG).map_err(step("listen on"))?;
         rustix::fs::rename(&other, name).map_err(step("put into place"))
@@ -165,4 +143,35 @@ fn check_directory() -> Result<(), Failed> {
         return Err(("make", io::Error::other(why)));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_stale_socket_is_replaced_anything_else_is_not_and_only_ours_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let access = Access {
+            owner: None,
+            mode: 0o660,
+        };
+        let (first, old) = bind(&path, access).unwrap();
+        drop(first);
+        assert!(UnixStream::connect(&path).is_err());
+        let (_fd, place) = bind(&path, access).unwrap();
+        assert!(UnixStream::connect(&path).is_ok());
+        let mode = path.symlink_metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o660);
+        old.remove();
+        assert!(path.exists(), "a socket of somebody else was removed");
+        place.remove();
+        assert!(!path.exists());
+        std::fs::write(&path, "x").unwrap();
+        assert!(bind(&path, access).unwrap_err().contains("something else"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

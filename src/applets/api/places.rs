@@ -1,0 +1,276 @@
+//! How many connections are open and how many requests are under way, and who must leave when there is no place left.
+//!
+//! A connection that rests between two requests costs a descriptor and little memory; it counts as open and no more. From the first
+//! byte of a request to the end of its answer it takes one of the places for requests (`api_max_children`). Whoever dawdles over the
+//! headers of a request loses its place to whoever comes next.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// Requests beyond the cap that are told so at the same time; further ones are closed without a word.
+const MAX_APOLOGIES: usize = 16;
+/// The headers of a request may take this long even when others wait for its place.
+const HASTE: Duration = Duration::from_millis(500);
+
+/// All connections of the server.
+#[derive(Debug)]
+pub(super) struct Places {
+    most: usize,
+    cap: usize,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    guests: HashMap<u64, Guest>,
+    /// Those who rest, the longest first: turn to guest.
+    resting: BTreeMap<u64, u64>,
+    /// Open connections of each source.
+    sources: HashMap<IpAddr, usize>,
+    /// Requests under way, the oldest first.
+    requests: BTreeMap<u64, Dawdling>,
+    apologies: usize,
+}
+
+#[derive(Debug)]
+struct Guest {
+    source: Option<IpAddr>,
+    resting: Option<u64>,
+    leave: Arc<Notify>,
+}
+
+/// Since when the headers of a request have been incomplete, and how to end that; `None` once they are complete.
+type Dawdling = Option<(Instant, Arc<Notify>)>;
+
+/// One open connection; its place is free when this is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    places: Arc<Places>,
+    id: u64,
+    leave: Arc<Notify>,
+}
+
+/// One request under way; its place is free when this is dropped.
+#[derive(Debug)]
+pub(super) struct Turn {
+    places: Arc<Places>,
+    id: u64,
+    apology: bool,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) enum Admission {
+    Welcome(Turn),
+    /// To be told that there are too many: `live` are under way.
+    Overloaded {
+        turn: Turn,
+        live: usize,
+    },
+    /// To be closed without a word.
+    Crowded {
+        live: usize,
+    },
+}
+
+impl Places {
+    /// For `most` connections and `cap` requests.
+    pub(super) fn new(most: usize, cap: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            cap,
+            table: Mutex::default(),
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a new connection; the one that has rested longest makes room. `source` is `None` for those who are not counted by
+    /// where they come from. `None`: everybody is busy.
+    pub(super) fn enter(self: &Arc<Self>, source: Option<IpAddr>) -> Option<Seat> {
+        let source = source.map(network);
+        let mut table = self.table();
+        if let Some(source) = source {
+            let share = (self.most / 2).max(1);
+            let taken = table.sources.get(&source).copied().unwrap_or(0);
+            if taken >= share && !table.dismiss(Some(source)) {
+                return None;
+            }
+        }
+        if table.guests.len() >= self.most && !table.dismiss(None) {
+            return None;
+        }
+        if let Some(source) = source {
+            *table.sources.entry(source).or_insert(0) += 1;
+        }
+        let leave = Arc::new(Notify::new());
+        let id = table.turn();
+        let guest = Guest {
+            source,
+            resting: None,
+            leave: leave.clone(),
+        };
+        table.guests.insert(id, guest);
+        Some(Seat {
+            places: self.clone(),
+            id,
+            leave,
+        })
+    }
+
+    /// Number of open connections.
+    pub(super) fn open(&self) -> usize {
+        self.table().guests.len()
+    }
+
+    /// A place for a request. With a `seat` its headers are not complete yet: the connection is told to leave when others need the place
+    /// and they take too long.
+    pub(super) fn begin(self: &Arc<Self>, seat: Option<&Seat>, now: Instant) -> Admission {
+        let mut table = self.table();
+        let live = table.requests.len();
+        let turn = |id, apology| Turn {
+            places: self.clone(),
+            id,
+            apology,
+        };
+        let id = table.turn();
+        if live < self.cap || table.dismiss_dawdler(now) {
+            let dawdling = seat.map(|seat| (now, seat.leave.clone()));
+            table.requests.insert(id, dawdling);
+            return Admission::Welcome(turn(id, false));
+        }
+        if table.apologies < MAX_APOLOGIES {
+            table.apologies += 1;
+            let turn = turn(id, true);
+            return Admission::Overloaded { turn, live };
+        }
+        Admission::Crowded { live }
+    }
+}
+
+/// What is counted as one source: an IPv6 host has a whole network of addresses.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    }
+}
+
+impl Table {
+    fn turn(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Sends away the connection (of a source) that has rested longest; false: none rests.
+    fn dismiss(&mut self, source: Option<IpAddr>) -> bool {
+        let fits =
+            |id: &u64| source.is_none() || self.guests.get(id).is_some_and(|g| g.source == source);
+        let Some(id) = self.resting.values().copied().find(|id| fits(id)) else {
+            return false;
+        };
+        if let Some(leave) = self.remove(id) {
+            leave.notify_one();
+        }
+        true
+    }
+
+    /// Ends the request whose headers have been incomplete for longest, if that is long.
+    fn dismiss_dawdler(&mut self, now: Instant) -> bool {
+        let slow = |dawdling: &Dawdling| {
+            dawdling
+                .as_ref()
+                .is_some_and(|(since, _)| now.saturating_duration_since(*since) >= HASTE)
+        };
+        let found = self
+            .requests
+            .iter()
+            .find(|(_, d)| slow(d))
+            .map(|(id, _)| *id);
+        let Some(Some((_, leave))) = found.and_then(|id| self.requests.remove(&id)) else {
+            return false;
+        };
+        leave.notify_one();
+        true
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Arc<Notify>> {
+        let guest = self.guests.remove(&id)?;
+        if let Some(turn) = guest.resting {
+            self.resting.remove(&turn);
+        }
+        if let Some(source) = guest.source
+            && let Some(count) = self.sources.get_mut(&source)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.sources.remove(&source);
+            }
+        }
+        Some(guest.leave)
+    }
+}
+
+impl Seat {
+    /// Nothing is under way: the connection may be ended for others.
+    pub(super) fn rest(&self) {
+        let mut table = self.places.table();
+        let turn = table.turn();
+        if let Some(guest) = table.guests.get_mut(&self.id)
+            && guest.resting.is_none()
+        {
+            guest.resting = Some(turn);
+            table.resting.insert(turn, self.id);
+        }
+    }
+
+    /// Something is under way.
+    pub(super) fn wake(&self) {
+        let mut table = self.places.table();
+        if let Some(turn) = table
+            .guests
+            .get_mut(&self.id)
+            .and_then(|g| g.resting.take())
+        {
+            table.resting.remove(&turn);
+        }
+    }
+
+    /// Returns when the place is needed for another.
+    pub(super) async fn told_to_leave(&self) {
+        self.leave.notified().await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.places.table().remove(self.id);
+    }
+}
+
+impl Turn {
+    /// From now on it takes as long as it takes.
+    pub(super) fn headers_are_complete(&self) {
+        if let Some(dawdling) = self.places.table().requests.get_mut(&self.id) {
+            *dawdling = None;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut table = self.places.table();
+        if self.apology {
+            table.apologies -= 1;
+        } else {
+            table.requests.remove(&self.id);
+        }
+    }
+}
