@@ -22,6 +22,7 @@ pub mod rotating;
 pub mod sim;
 pub mod syslog;
 pub mod tls;
+pub mod web;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ pub use host::Host;
 pub use process::{Daemon, Run};
 pub use rotating::{Rotating, SharedClock};
 pub use sim::SimFleet;
+pub use web::{ApiServer, Request};
 
 /// Longest that one program of ours may take before the test fails: it may wait a minute for another's lock, then do its work.
 pub const RUN_DEADLINE: Duration = Duration::from_secs(90);

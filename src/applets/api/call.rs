@@ -183,8 +183,13 @@ pub(super) async fn ask(
     }
 }
 
-/// The answer to a denial (spec/api.md 7, 10.3).
+/// The answer to a denial (spec/api.md 7, 10.3). Where the hook lies is for the log only.
 pub(super) fn denied(snapshot: &Snapshot, reason: &str, code: i32) -> Response {
+    let hook = snapshot.config.auth_hook.as_ref();
+    let path = hook.map(|hook| format!(": {}", hook.path.display()));
+    let reason = path
+        .and_then(|path| reason.strip_suffix(path.as_str()))
+        .unwrap_or(reason);
     let body = if snapshot.config.api.auth_deny_generic {
         json!({"ok": false, "error": "forbidden"})
     } else {
