@@ -9,9 +9,10 @@ use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::api::ApiServer;
 use common::api::{Conn, configure, get, post};
 use common::fleet::{new_dispatcher, status_kib};
-use common::{ApiServer, Daemon, Host, PATIENCE, wait_until};
+use common::{Daemon, Host, PATIENCE, wait_until};
 
 fn dispatcher() -> Host {
     new_dispatcher("ctl.test")

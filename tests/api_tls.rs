@@ -6,11 +6,12 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use common::api::ApiServer;
 use common::api::{CONFIG, configure, get, post};
 use common::fleet::{new_dispatcher, status_kib};
 use common::openssl::{Authority, Dates, Leaf};
 use common::tls::{Client, TLS12, TLS13};
-use common::{ApiServer, Host, PATIENCE, wait_until};
+use common::{Host, PATIENCE, wait_until};
 
 const TLS_LINES: &str =
     "api_cert = \"/etc/ctrl-exec/api.crt\"\napi_key = \"/etc/ctrl-exec/api.key\"\n";

@@ -29,7 +29,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-pub use api::ApiServer;
 pub use executor::Executor;
 pub use fate::Fate;
 pub use fleet::{Agent, Legacy, Paired};
