@@ -99,9 +99,8 @@ impl Reservation {
         // `largest` fits, and so does what is shorter.
         let more = u32::try_from(more).map_err(|_| ExchangeError::NoRoom)?;
         let wait = budget.room.clone().acquire_many_owned(more);
-        let permit = match tokio::time::timeout(left.min(budget.patience), wait).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) | Err(_) => return Err(ExchangeError::NoRoom),
+        let Ok(Ok(permit)) = tokio::time::timeout(left.min(budget.patience), wait).await else {
+            return Err(ExchangeError::NoRoom);
         };
         match &mut self.permit {
             Some(held) => held.merge(permit),
