@@ -152,6 +152,10 @@ impl ApiMetrics {
     /// What became of a script on one host. A word that is no proper script name counts as `other`.
     pub fn result(&self, script: &str, outcome: Outcome) {
         let script = ScriptName::new(script).map_or(OTHER, |_| script);
+        // All at once: a scraper sees a later failure as a step.
+        for each in Outcome::ALL {
+            self.run_results.expect(&[script, each.as_str()]);
+        }
         self.run_results.count(&[script, outcome.as_str()]);
     }
 
@@ -232,6 +236,7 @@ mod tests {
             "ctrl_exec_api_refusals_total{reason=\"tls\"} 0",
             "ctrl_exec_api_connections 1",
             "ctrl_exec_run_results_total{script=\"backup\",outcome=\"failed\"} 1",
+            "ctrl_exec_run_results_total{script=\"backup\",outcome=\"unreachable\"} 0",
             "ctrl_exec_run_results_total{script=\"other\",outcome=\"refused\"} 1",
             "ctrl_exec_run_duration_seconds_count{mode=\"async\"} 1",
             "ctrl_exec_run_duration_seconds_count{mode=\"sync\"} 0",
