@@ -13,6 +13,7 @@ pub mod executor;
 pub mod fate;
 pub mod fleet;
 pub mod host;
+pub mod openapi;
 pub mod openssl;
 pub mod process;
 pub mod prometheus;
@@ -21,6 +22,7 @@ pub mod rotating;
 pub mod sim;
 pub mod syslog;
 pub mod tls;
+pub mod web;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -34,6 +36,7 @@ pub use host::Host;
 pub use process::{Daemon, Run};
 pub use rotating::{Rotating, SharedClock};
 pub use sim::SimFleet;
+pub use web::{ApiServer, Request};
 
 /// Longest that one program of ours may take before the test fails: it may wait a minute for another's lock, then do its work.
 pub const RUN_DEADLINE: Duration = Duration::from_secs(90);
