@@ -14,6 +14,7 @@ pub mod executor;
 pub mod fate;
 pub mod fleet;
 pub mod host;
+pub mod openapi;
 pub mod openssl;
 pub mod process;
 pub mod prometheus;

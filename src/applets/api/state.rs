@@ -10,6 +10,7 @@ use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::applets::api::identities::{Identities, Stamp};
+use crate::applets::api::openapi::kept::Kept;
 use crate::applets::api::throttle::Throttle;
 use crate::applets::api::{material, owner};
 use crate::applets::{Context, VERSION, api};
@@ -103,6 +104,8 @@ pub(super) struct Api {
     throttle: Mutex<Throttle>,
     owner_key: ring::hmac::Key,
     pub(super) metrics: Arc<ApiMetrics>,
+    /// The description of what there is.
+    pub(super) live: Kept,
     /// Held by whoever reads all records.
     pub(super) listing: Semaphore,
     /// Second since the start in which old records are removed next.
@@ -130,6 +133,7 @@ impl Api {
         Ok(Self {
             owner_key: owner::key(&snapshot.config.runs_dir)?,
             throttle: Mutex::new(throttle),
+            live: Kept::default(),
             listing: Semaphore::new(1),
             purge: AtomicU64::new(0),
             started: Instant::now(),
