@@ -1,6 +1,6 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz ci clean
+.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz api-fuzz ci clean
 
 ARCH = $(shell uname -m)
 STATIC = target/dist/ctrl-exec-$(ARCH)
@@ -15,6 +15,7 @@ help:
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
 	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
+	@echo "make api-fuzz    schemathesis against a real API with two agents, about three minutes (fetches it from PyPI)"
 
 deps:
 	@sh dist/deps.sh static
@@ -48,12 +49,17 @@ size: static
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test api_schemathesis -- -D warnings
 	@command -v cargo-deny >/dev/null 2>&1 || test -x "$$HOME/.cargo/bin/cargo-deny" || $(CARGO) install --quiet --locked cargo-deny@0.20.2
 	PATH="$$PATH:$$HOME/.cargo/bin" sh dist/deny.sh
 
 # What it finds stays in fuzz/corpus, and every `make test` replays that.
 fuzz: deps
 	sh dist/fuzz.sh
+
+# Fails where the tool cannot be had.
+api-fuzz: static
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/api-fuzz.sh
 
 ci:
 	bash .ci/run

@@ -48,6 +48,8 @@ elif [ -f /etc/debian_version ]; then
     want make make
     want openssl openssl
     want python3 python3
+    # make api-fuzz makes an environment of its own.
+    python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
     want ip iproute2
     want file file
     want unshare util-linux

@@ -132,8 +132,11 @@ fn runs_requests_and_refusals_are_counted() {
     let (fleet, agent) = fleet("metrics = \"dispatchers\"\n");
     let who = fleet.dispatcher_leaf();
     let before = scrape(agent.address(), &who);
-    assert!(!before.has_family("ctrl_exec_agent_run_results_total"));
-
+    for outcome in ["ok", "failed"] {
+        let series =
+            format!("ctrl_exec_agent_run_results_total{{script=\"fail\",outcome=\"{outcome}\"}}");
+        assert_eq!(before.value(&series), 0.0);
+    }
     fleet.ced(&["run", "web1", "hello"]).ok();
     fleet.ced(&["run", "web1", "hello"]).ok();
     fleet.ced(&["run", "web1", "fail"]).expect_code(1);

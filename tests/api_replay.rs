@@ -372,7 +372,7 @@ fn row(pair: &Value) -> String {
     };
     format!(
         "| `{}`{about} | {original} | {ours} | {same} |",
-        known(request)
+        known(&request)
     )
 }
 

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod health;
 pub mod hostname;
 pub mod http_body;
+pub mod http_client;
 pub mod jobs;
 pub mod keyring;
 pub mod listen;

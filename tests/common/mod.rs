@@ -9,10 +9,12 @@
 // Helpers of tests stop and speak as tests do; clippy's exceptions for tests reach only the test functions themselves.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+pub mod api;
 pub mod executor;
 pub mod fate;
 pub mod fleet;
 pub mod host;
+pub mod openapi;
 pub mod openssl;
 pub mod process;
 pub mod prometheus;

@@ -77,6 +77,19 @@ impl Client {
         identity: Option<&Leaf>,
         version: &'static SupportedProtocolVersion,
     ) -> io::Result<Self> {
+        Self::offering(tcp, identity, version, &[])
+    }
+
+    /// The same, offering protocols by ALPN.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn offering(
+        tcp: TcpStream,
+        identity: Option<&Leaf>,
+        version: &'static SupportedProtocolVersion,
+        protocols: &[&[u8]],
+    ) -> io::Result<Self> {
         tcp.set_read_timeout(Some(PATIENCE))?;
         tcp.set_write_timeout(Some(PATIENCE))?;
         tcp.set_nodelay(true)?;
@@ -89,6 +102,7 @@ impl Client {
             .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
             .with_client_cert_resolver(Arc::new(resolver));
         config.enable_sni = false;
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
         let connection =
             ClientConnection::new(Arc::new(config), ServerName::try_from("agent").unwrap())
                 .unwrap();
@@ -97,6 +111,19 @@ impl Client {
             stream.conn.complete_io(&mut stream.sock)?;
         }
         Ok(Self { stream })
+    }
+
+    /// The protocol that the server has chosen.
+    pub fn protocol(&self) -> Option<Vec<u8>> {
+        self.stream.conn.alpn_protocol().map(<[u8]>::to_vec)
+    }
+
+    /// Reads exactly so many bytes.
+    ///
+    /// # Errors
+    /// The server closed before, or fell silent.
+    pub fn read_exact(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.stream.read_exact(bytes)
     }
 
     /// Certificate of the server.
@@ -255,7 +282,8 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|w| w == needle)
 }
 
-fn certified(leaf: &Leaf) -> CertifiedKey {
+/// Key and certificate for a configuration, of whatever version.
+pub fn certified(leaf: &Leaf) -> CertifiedKey {
     let cert = CertificateDer::from_pem_slice(leaf.cert_pem().as_bytes()).unwrap();
     let key = PrivateKeyDer::from_pem_slice(leaf.key_pem().as_bytes()).unwrap();
     // Not through `CertifiedKey::from_der`: it refuses certificates of version 1.

@@ -77,3 +77,44 @@ impl<W: Watch> Drop for Answer<W> {
         self.watch.is_over();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Notes(Arc<Mutex<(usize, usize)>>);
+
+    impl Watch for Notes {
+        fn moves(&mut self) {
+            self.0.lock().unwrap().0 += 1;
+        }
+
+        fn is_over(&mut self) {
+            self.0.lock().unwrap().1 += 1;
+        }
+    }
+
+    #[test]
+    fn it_goes_in_pieces_its_length_stays_true_and_its_end_is_told() {
+        let notes = Notes::default();
+        let length = 2 * PIECE + 5;
+        let mut answer = Answer::new(Body::from(vec![b'x'; length]), notes.clone());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut left = length;
+        while !answer.is_end_stream() {
+            assert_eq!(answer.size_hint().exact(), Some(left as u64));
+            let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut answer).poll_frame(&mut cx) else {
+                panic!("there is more");
+            };
+            let data = frame.into_data().unwrap();
+            assert!(data.len() <= PIECE);
+            left -= data.len();
+        }
+        assert_eq!(left, 0);
+        assert_eq!(*notes.0.lock().unwrap(), (3, 0));
+        drop(answer);
+        assert_eq!(*notes.0.lock().unwrap(), (3, 1));
+    }
+}

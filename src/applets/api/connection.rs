@@ -9,11 +9,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::response::Response;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::Service;
 use hyper::{Request, Version};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -24,7 +23,7 @@ use crate::applets::api::house::House;
 use crate::applets::api::peer::Peer;
 use crate::applets::api::places::{Admission, Seat, Turn};
 use crate::applets::api::wire::Wire;
-use crate::applets::api::{gate, raw, reply};
+use crate::applets::api::{raw, reply};
 use crate::core::serving::patience::{Deadlines, Patient, Phase};
 
 /// Longest request line and headers together.
@@ -160,14 +159,7 @@ impl Exchange {
             phase: phase.clone(),
             refused: refused.clone(),
         };
-        let this = Arc::new(self);
-        let service = service_fn(move |request| {
-            this.phase.request_begins();
-            this.turn.headers_are_complete();
-            let this = this.clone();
-            let answering: Answering = Box::pin(async move { Ok(this.answer(request).await) });
-            answering
-        });
+        let handler = Handler(Arc::new(self));
         let io = TokioIo::new(Patient::new(watched, phase.clone(), deadlines));
         let mut connection = http1::Builder::new()
             .keep_alive(true)
@@ -176,14 +168,10 @@ impl Exchange {
             .auto_date_header(false)
             .header_read_timeout(None)
             .max_buf_size(MAX_HEAD)
-            .serve_connection(io, service);
+            .serve_connection(io, handler);
         let mut stopping = false;
         let at_rest = loop {
-            let progress = std::future::poll_fn(|cx| match connection.poll_without_shutdown(cx) {
-                Poll::Ready(_) => Poll::Ready(false),
-                Poll::Pending if phase.is_idle() => Poll::Ready(true),
-                Poll::Pending => Poll::Pending,
-            });
+            let progress = std::future::poll_fn(|cx| poll_to_rest(&mut connection, &phase, cx));
             tokio::select! {
                 at_rest = progress => break at_rest,
                 () = seat.told_to_leave() => return End::Dismissed,
@@ -202,21 +190,55 @@ impl Exchange {
 
     async fn answer(&self, request: Request<Incoming>) -> hyper::Response<Answer<Phase>> {
         // Where the length of a body is told in two ways, two readers may find two different next requests: there is none after it.
-        let last = self.overloaded
-            || request.version() == Version::HTTP_10
+        let ambiguous = request.version() == Version::HTTP_10
             || request.headers().contains_key(TRANSFER_ENCODING);
-        let mut response: Response = if self.overloaded {
-            reply::overloaded()
-        } else {
-            gate::answer(&self.house.api, self.peer.clone(), request).await
+        let (mut response, last) = match self.overloaded {
+            true => (reply::overloaded(), true),
+            false => self.house.answer(self.peer.clone(), request).await,
         };
-        if last {
+        if last || ambiguous {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response.map(|body| Answer::new(body, self.phase.clone()))
     }
+}
+
+/// The requests of one exchange, as HTTP finds them.
+struct Handler(Arc<Exchange>);
+
+impl Service<Request<Incoming>> for Handler {
+    type Response = hyper::Response<Answer<Phase>>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        self.0.phase.request_begins();
+        self.0.turn.headers_are_complete();
+        let exchange = self.0.clone();
+        Box::pin(async move { Ok(exchange.answer(request).await) })
+    }
+}
+
+type Connection = http1::Connection<TokioIo<Patient<Watched>>, Handler>;
+
+/// Whether it has come to rest with every request answered and every body read (true) or is over (false).
+///
+/// An answer may be sent while bytes of its request's body are still to come: those must never be taken for the next request. So HTTP
+/// itself is asked: told to end, it ends at once only if it waits for the head of a request.
+fn poll_to_rest(connection: &mut Connection, phase: &Phase, cx: &mut Context<'_>) -> Poll<bool> {
+    // Twice: a body that nobody wants any more is noticed, and given up, the second time.
+    for _ in 0..2 {
+        if connection.poll_without_shutdown(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        if !phase.is_idle() {
+            return Poll::Pending;
+        }
+    }
+    Pin::new(&mut *connection).graceful_shutdown();
+    connection.poll_without_shutdown(cx).map(|_| true)
 }
 
 impl Watch for Phase {

@@ -70,19 +70,6 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
             "requests from web pages are not served",
         );
     }
-    if is_revoked(api, &peer).await {
-        api.metrics.refused(ApiRefusal::Auth);
-        let mut refusal = reply::error(
-            StatusCode::FORBIDDEN,
-            "forbidden",
-            "the client's certificate is revoked",
-        );
-        if head.version < Version::HTTP_2 {
-            and_close(&mut refusal);
-        }
-        return refusal;
-    }
-
     let found = routes::find(&head.method, path);
     let route_action = match &found {
         Found::Route(route, _) => route.action,
@@ -151,14 +138,6 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
             .await
         }
     }
-}
-
-/// Looked at again for every request: a connection may be older than the revocation.
-async fn is_revoked(api: &Arc<Api>, peer: &Peer) -> bool {
-    let Some(certificate) = &peer.certificate else {
-        return false;
-    };
-    api.client().await.revocation_of(certificate).is_some()
 }
 
 /// The refusals that need nothing but the head of the request.

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 use tokio::sync::{mpsc, watch};
 
 use crate::applets::api::peer::Peer;
 use crate::applets::api::places::Places;
 use crate::applets::api::rarely::Rarely;
 use crate::applets::api::state::Api;
+use crate::applets::api::{gate, reply};
 use crate::core::logging::Action;
 use crate::core::metrics::ApiRefusal;
 
@@ -36,6 +40,27 @@ impl House {
     pub(super) async fn told_to_stop(stop: &mut watch::Receiver<bool>) {
         // An error means that the server itself is gone: as good as the word.
         let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// Why the certificate that a peer has shown counts no more; `None`: it counts, or there is none.
+    pub(super) async fn revocation(&self, peer: &Peer) -> Option<String> {
+        let certificate = peer.certificate.as_ref()?;
+        let client = self.api.client().await;
+        let entry = client.revocation_of(certificate)?;
+        Some(format!(
+            "the client's certificate (serial {}) was revoked {}",
+            certificate.serial, entry.time
+        ))
+    }
+
+    /// The answer of the handlers, or of the listener where they are not to be asked; and whether the connection should end with it.
+    pub(super) async fn answer(&self, peer: Peer, request: Request<Incoming>) -> (Response, bool) {
+        // Revoked since the handshake.
+        if self.revocation(&peer).await.is_some() {
+            let refusal = reply::error(StatusCode::FORBIDDEN, "certificate revoked", "");
+            return (refusal, true);
+        }
+        (gate::answer(&self.api, peer, request).await, false)
     }
 
     /// A request was refused because `live` are under way.

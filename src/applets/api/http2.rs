@@ -18,8 +18,8 @@ use crate::applets::api::answer::{Answer, Watch};
 use crate::applets::api::house::House;
 use crate::applets::api::peer::Peer;
 use crate::applets::api::places::{Admission, Seat, Turn};
+use crate::applets::api::reply;
 use crate::applets::api::wire::Wire;
-use crate::applets::api::{gate, reply};
 use crate::core::serving::patience::{Deadlines, Patient, Phase};
 
 /// Requests of one connection at the same time.
@@ -129,7 +129,7 @@ async fn answer(
 }
 
 async fn work(house: House, peer: Peer, request: Request<Incoming>, _turn: Turn) -> Response {
-    gate::answer(&house.api, peer, request).await
+    house.answer(peer, request).await.0
 }
 
 /// The streams of one connection.
@@ -238,5 +238,50 @@ impl Drop for Stream {
             table.quiet_since = Instant::now();
         }
         self.streams.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quiet_connection_tires_and_one_whose_answers_nobody_takes_is_stuck() {
+        let deadlines = Deadlines::default();
+        let streams = Arc::new(Streams::new());
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        assert_eq!(streams.judge(start, deadlines), Verdict::Quiet);
+        assert_eq!(
+            streams.judge(start + deadlines.header + second, deadlines),
+            Verdict::Tired
+        );
+
+        let mut one = streams.open();
+        let two = streams.open();
+        // A handler may take its time.
+        let late = start + 1000 * second;
+        assert_eq!(streams.judge(late, deadlines), Verdict::Busy);
+        one.moves();
+        let now = Instant::now();
+        assert_eq!(
+            streams.judge(now + deadlines.send - second, deadlines),
+            Verdict::Busy
+        );
+        assert_eq!(
+            streams.judge(now + deadlines.send + second, deadlines),
+            Verdict::Stuck
+        );
+        drop((one, two));
+        assert!(streams.is_quiet());
+        let now = Instant::now();
+        assert_eq!(
+            streams.judge(now + deadlines.header + second, deadlines),
+            Verdict::Quiet
+        );
+        assert_eq!(
+            streams.judge(now + deadlines.idle + second, deadlines),
+            Verdict::Tired
+        );
     }
 }

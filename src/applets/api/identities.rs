@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::applets::api::state::{Api, Snapshot};
 use crate::core::client::exchange::Client;
+use crate::core::client::pool::Pool;
 use crate::core::config::DispatcherConfig;
 use crate::core::logging::Action;
 
@@ -88,14 +89,15 @@ impl Api {
             return known.client.clone();
         }
         let known = known.unwrap_or_else(|| Present {
-            client: snapshot.client.clone(),
+            client: self.equip(snapshot.client.clone()),
             stamp: snapshot.stamp.clone(),
             looked: Instant::now(),
             complained: false,
             snapshot,
         });
         let client = known.client.clone();
-        let looked = tokio::task::spawn_blocking(move || look(known)).await;
+        let api = self.clone();
+        let looked = tokio::task::spawn_blocking(move || api.look(known)).await;
         let Ok(present) = looked else {
             return client;
         };
@@ -103,29 +105,36 @@ impl Api {
         self.identities.put(present);
         client
     }
-}
 
-/// Reads what has changed.
-fn look(mut known: Present) -> Present {
-    let config = &known.snapshot.config;
-    // Before it is read: what changes meanwhile is read again.
-    let stamp = Stamp::of(config);
-    if stamp != known.stamp || known.complained {
-        match Client::load(config, known.snapshot.clock.clone()) {
-            Ok((client, _)) => {
-                Action::new("identity-reload").info();
-                known.client = client;
-                known.stamp = stamp;
-                known.complained = false;
-            }
-            Err(error) => {
-                if !known.complained {
-                    Action::new("identity-reload").field("ERROR", error).err();
+    /// Reads what has changed.
+    fn look(&self, mut known: Present) -> Present {
+        let config = &known.snapshot.config;
+        // Before it is read: what changes meanwhile is read again.
+        let stamp = Stamp::of(config);
+        if stamp != known.stamp || known.complained {
+            match Client::load(config, known.snapshot.clock.clone()) {
+                Ok((client, _)) => {
+                    Action::new("identity-reload").info();
+                    known.client = self.equip(client);
+                    known.stamp = stamp;
+                    known.complained = false;
                 }
-                known.complained = true;
+                Err(error) => {
+                    if !known.complained {
+                        Action::new("identity-reload").field("ERROR", error).err();
+                    }
+                    known.complained = true;
+                }
             }
         }
+        known.looked = Instant::now();
+        known
     }
-    known.looked = Instant::now();
-    known
+
+    /// With connections that are kept, and a share in the memory for large answers.
+    fn equip(&self, client: Client) -> Client {
+        client
+            .with_pool(Pool::new(self.connections.clone()))
+            .with_budget(self.budget.clone())
+    }
 }

@@ -16,7 +16,6 @@ use crate::applets::api::places::Seat;
 use crate::applets::api::wire::Wire;
 use crate::applets::api::{connection, http2};
 use crate::core::logging::Action;
-use crate::core::pki::Certificate;
 use crate::core::serving::handshakes::{HANDSHAKE_TIMEOUT, Handshakes, Place};
 use crate::core::sys;
 use crate::core::sys::users::Database;
@@ -147,9 +146,7 @@ async fn secure(
             Err(error) => return house.say_no_tls(&peer, &error.to_string()),
         }
     }
-    if let Some(certificate) = &peer.certificate
-        && let Err(reason) = not_revoked(&house, certificate).await
-    {
+    if let Some(reason) = house.revocation(&peer).await {
         return house.say_no_tls(&peer, &reason);
     }
     let wire = Wire::Tls(stream);
@@ -157,16 +154,5 @@ async fn secure(
         Box::pin(http2::serve(house, wire, peer, seat)).await;
     } else {
         connection::serve(house, wire, peer, seat).await;
-    }
-}
-
-async fn not_revoked(house: &House, certificate: &Certificate) -> Result<(), String> {
-    let client = house.api.client().await;
-    match client.revocation_of(certificate) {
-        None => Ok(()),
-        Some(entry) => Err(format!(
-            "the client's certificate (serial {}) was revoked {}",
-            certificate.serial, entry.time
-        )),
     }
 }

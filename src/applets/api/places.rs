@@ -274,3 +274,118 @@ impl Drop for Turn {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn source(last: u8) -> Option<IpAddr> {
+        Some(Ipv4Addr::new(192, 0, 2, last).into())
+    }
+
+    /// Whether somebody has told the connection to leave.
+    fn is_dismissed(seat: &Seat) -> bool {
+        let mut leave = std::pin::pin!(seat.told_to_leave());
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        leave.as_mut().poll(&mut cx).is_ready()
+    }
+
+    #[test]
+    fn the_longest_resting_connection_makes_room_and_a_busy_one_never() {
+        let places = Places::new(3, 1);
+        let seats: Vec<Seat> = (0..3).map(|_| places.enter(None).unwrap()).collect();
+        assert!(places.enter(None).is_none(), "all are busy");
+        seats[1].rest();
+        seats[0].rest();
+        // Again at rest, it waits at the end of the queue.
+        seats[1].wake();
+        seats[1].rest();
+        let fourth = places.enter(None).unwrap();
+        assert_eq!(
+            seats.iter().map(is_dismissed).collect::<Vec<_>>(),
+            [true, false, false]
+        );
+        assert_eq!(places.open(), 3);
+        drop(seats);
+        assert_eq!(places.open(), 1);
+        drop(fourth);
+        assert_eq!(places.open(), 0);
+        assert!(places.table().sources.is_empty() && places.table().resting.is_empty());
+    }
+
+    #[test]
+    fn one_source_has_half_of_the_places_and_pushes_out_only_itself() {
+        let places = Places::new(4, 1);
+        let other = places.enter(source(9)).unwrap();
+        other.rest();
+        let one = places.enter(source(1)).unwrap();
+        let two = places.enter(source(1)).unwrap();
+        assert!(places.enter(source(1)).is_none());
+        two.rest();
+        let three = places.enter(source(1)).unwrap();
+        assert!(is_dismissed(&two) && !is_dismissed(&other) && !is_dismissed(&one));
+        drop((one, three));
+        assert!(places.enter(source(1)).is_some());
+        // A network of IPv6 is one source.
+        let six = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let _first = places.enter(six("2001:db8::1")).unwrap();
+        let _second = places.enter(six("2001:db8::ffff:1")).unwrap();
+        assert!(places.enter(six("2001:db8::2")).is_none());
+    }
+
+    #[test]
+    fn requests_beyond_the_cap_are_told_so_and_then_not_even_that() {
+        let places = Places::new(100, 2);
+        let now = Instant::now();
+        let first = places.begin(None, now);
+        let _second = places.begin(None, now);
+        assert!(matches!(first, Admission::Welcome(_)));
+        let apologies: Vec<Admission> = (0..MAX_APOLOGIES)
+            .map(|_| places.begin(None, now))
+            .collect();
+        for apology in &apologies {
+            assert!(matches!(apology, Admission::Overloaded { live: 2, .. }));
+        }
+        assert!(matches!(
+            places.begin(None, now),
+            Admission::Crowded { live: 2 }
+        ));
+        drop(apologies);
+        assert!(matches!(
+            places.begin(None, now),
+            Admission::Overloaded { .. }
+        ));
+        drop(first);
+        assert!(matches!(places.begin(None, now), Admission::Welcome(_)));
+    }
+
+    #[test]
+    fn who_dawdles_over_headers_loses_its_place_to_who_comes() {
+        let places = Places::new(100, 2);
+        let (slow, done) = (places.enter(None).unwrap(), places.enter(None).unwrap());
+        let now = Instant::now();
+        let Admission::Welcome(complete) = places.begin(Some(&done), now) else {
+            panic!("there is a place");
+        };
+        complete.headers_are_complete();
+        let dawdler = places.begin(Some(&slow), now);
+        let soon = now + HASTE / 2;
+        assert!(matches!(
+            places.begin(None, soon),
+            Admission::Overloaded { .. }
+        ));
+        let next = places.begin(None, now + HASTE);
+        assert!(matches!(next, Admission::Welcome(_)));
+        assert!(is_dismissed(&slow) && !is_dismissed(&done));
+        // Its end frees no second place.
+        drop(dawdler);
+        let later = now + 2 * HASTE;
+        assert!(matches!(
+            places.begin(None, later),
+            Admission::Overloaded { .. }
+        ));
+        drop((complete, next));
+        assert!(places.table().requests.is_empty());
+    }
+}

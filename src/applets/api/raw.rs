@@ -15,11 +15,7 @@ pub(super) fn refusal(status: u16) -> Vec<u8> {
             "request header fields too large",
             "more than 64 KiB or 100 lines of headers",
         ),
-        _ => answer(
-            "400 Bad Request",
-            "bad request",
-            "not a request of HTTP/1.0 or HTTP/1.1",
-        ),
+        _ => answer("400 Bad Request", "bad request", "malformed request"),
     }
 }
 

@@ -62,3 +62,25 @@ fn needs_restart(old: &DispatcherConfig, fresh: &DispatcherConfig) -> Vec<&'stat
     .filter_map(|(key, changed)| changed.then_some(key))
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::paths::{Paths, Platform};
+    use std::path::Path;
+
+    #[test]
+    fn what_was_opened_or_sized_at_the_start_stays_until_a_restart() {
+        let paths = Paths::new("/", Platform::Standard);
+        let old = DispatcherConfig::defaults(&paths, Path::new("/f"), "host");
+        let mut fresh = old.clone();
+        assert!(needs_restart(&old, &fresh).is_empty());
+        fresh.api.auth_deny_generic = true;
+        assert!(needs_restart(&old, &fresh).is_empty());
+        fresh.api.port += 1;
+        fresh.api.socket = Some("/s".into());
+        fresh.max_parallel += 1;
+        let keys = needs_restart(&old, &fresh);
+        assert_eq!(keys, ["api_bind, api_port", "api_socket", "max_parallel"]);
+    }
+}

@@ -10,11 +10,14 @@ use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::applets::api::identities::{Identities, Stamp};
+use crate::applets::api::openapi::kept::Kept;
 use crate::applets::api::throttle::Throttle;
 use crate::applets::api::{material, owner};
 use crate::applets::{Context, VERSION, api};
+use crate::core::client::budget::Budget;
 use crate::core::client::exchange::Client;
 use crate::core::client::fleet::Live;
+use crate::core::client::pool::Counters;
 use crate::core::clock::Clock;
 use crate::core::config::{self, DispatcherConfig};
 use crate::core::dispatch::HostResult;
@@ -91,12 +94,18 @@ pub(super) struct Api {
     pub(super) file: Option<PathBuf>,
     snapshot: RwLock<Arc<Snapshot>>,
     pub(super) identities: Identities,
+    /// Of connections to agents, over all clients that follow one another.
+    pub(super) connections: Arc<Counters>,
+    /// Memory for large answers, over all requests.
+    pub(super) budget: Budget,
     /// Exchanges with agents, over all requests (`max_parallel`).
     pub(super) exchanges: Arc<Semaphore>,
     work: Arc<Semaphore>,
     throttle: Mutex<Throttle>,
     owner_key: ring::hmac::Key,
     pub(super) metrics: Arc<ApiMetrics>,
+    /// The description of what there is.
+    pub(super) live: Kept,
     /// Held by whoever reads all records.
     pub(super) listing: Semaphore,
     /// Second since the start in which old records are removed next.
@@ -124,6 +133,7 @@ impl Api {
         Ok(Self {
             owner_key: owner::key(&snapshot.config.runs_dir)?,
             throttle: Mutex::new(throttle),
+            live: Kept::default(),
             listing: Semaphore::new(1),
             purge: AtomicU64::new(0),
             started: Instant::now(),
@@ -133,6 +143,8 @@ impl Api {
             file,
             exchanges: Arc::new(Semaphore::new(snapshot.config.max_parallel)),
             identities: Identities::default(),
+            connections: Arc::default(),
+            budget: Budget::new(snapshot.config.api.answer_memory),
             work: Arc::new(Semaphore::new(MAX_WORK as usize)),
             snapshot: RwLock::new(Arc::new(snapshot)),
         })

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::applets::api::call::Wanted;
+use crate::core::client::budget::Held;
 
 /// Longest silence.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
@@ -27,13 +28,18 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// Not bounded by number: a run tells as many events as it has hosts, whose results it holds anyway.
 #[derive(Clone, Debug)]
 pub(super) struct Sender {
-    queue: mpsc::UnboundedSender<Bytes>,
+    queue: mpsc::UnboundedSender<(Bytes, Option<Held>)>,
     lines: bool,
 }
 
 impl Sender {
     pub(super) fn send(&self, event: &str, data: Value) {
-        let _ = self.queue.send(render(self.lines, event, data));
+        self.send_holding(event, data, None);
+    }
+
+    /// `held` is kept until the client has taken everything, or has gone.
+    pub(super) fn send_holding(&self, event: &str, data: Value, held: Option<Held>) {
+        let _ = self.queue.send((render(self.lines, event, data), held));
     }
 
     /// Nobody listens any more.
@@ -65,6 +71,7 @@ fn open_with(wanted: Wanted, longest_silence: Duration) -> (Sender, Response) {
     let (queue, events) = mpsc::unbounded_channel();
     let body = Events {
         events,
+        held: Vec::new(),
         lines,
         longest_silence,
         silence: Box::pin(sleep(longest_silence)),
@@ -83,7 +90,8 @@ fn open_with(wanted: Wanted, longest_silence: Duration) -> (Sender, Response) {
 }
 
 struct Events {
-    events: mpsc::UnboundedReceiver<Bytes>,
+    events: mpsc::UnboundedReceiver<(Bytes, Option<Held>)>,
+    held: Vec<Held>,
     lines: bool,
     longest_silence: Duration,
     silence: Pin<Box<Sleep>>,
@@ -114,7 +122,10 @@ impl hyper::body::Body for Events {
         }
         let event = match this.events.poll_recv(cx) {
             Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(event)) => event,
+            Poll::Ready(Some((event, held))) => {
+                this.held.extend(held);
+                event
+            }
             Poll::Pending => {
                 if this.silence.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;

@@ -205,6 +205,7 @@ impl Agent {
     pub(super) fn new(context: Context, files: Files, snapshot: Snapshot) -> Self {
         let admission = Mutex::new(Admission::new(&snapshot.config, Instant::now()));
         let metrics = Arc::new(AgentMetrics::new(VERSION, snapshot.clock.now()));
+        metrics.allow(snapshot.allowlist.scripts.keys());
         Self {
             context,
             files,
@@ -276,6 +277,7 @@ impl Agent {
         }
         self.admission().forget(&fresh.config, Instant::now());
         let scripts = fresh.allowlist.scripts.len();
+        self.metrics.allow(fresh.allowlist.scripts.keys());
         let dispatchers = fresh.trust.entries().len();
         self.put_in_force(fresh);
         complain!("configuration reloaded");

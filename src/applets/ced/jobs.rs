@@ -93,12 +93,12 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
     Ok(Exit::Success)
 }
 
-fn row(reqid: &str, age: &str, mode: &str, script: &str, state: &str) -> String {
+pub(super) fn row(reqid: &str, age: &str, mode: &str, script: &str, state: &str) -> String {
     format!("{reqid:<16}  {age:>5}  {mode:<5}  {script:<28}  {state}")
 }
 
 /// Seconds in the largest unit of which there are two or more.
-fn age(seconds: i64) -> String {
+pub(super) fn age(seconds: i64) -> String {
     match seconds.max(0) {
         s @ ..120 => format!("{s}s"),
         s @ ..7200 => format!("{}m", s / 60),

@@ -1,6 +1,7 @@
 //! `ced`, the dispatcher CLI: a table of verbs (spec/dispatcher.md 1, 10).
 
 mod agents;
+mod api;
 mod cancel;
 mod certificates;
 mod common;
@@ -28,7 +29,7 @@ use crate::{complain, say};
 struct Verb {
     name: &'static str,
     summary: &'static str,
-    /// Options of [`OPTIONS`] that mean something here.
+    /// Options of [`OPTIONS`] (of [`api::OPTIONS`]) that mean something here.
     options: &'static [&'static str],
     entry: fn(&Context, &Call) -> Result<Exit, AppError>,
 }
@@ -199,6 +200,12 @@ static VERBS: &[Verb] = &[
         entry: revocation::list,
     },
     Verb {
+        name: "api",
+        summary: "let an API server do it: run, ping, status and more over HTTP",
+        options: api::ACCEPTED,
+        entry: api::main,
+    },
+    Verb {
         name: "setup-ca",
         summary: "create the private certificate authority",
         options: &["config", "key-type"],
@@ -253,7 +260,12 @@ pub(crate) fn verb_names() -> Vec<&'static str> {
 }
 
 pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
-    let words = cli::normalise(args, OPTIONS)?;
+    let known = if api::is_meant(&args) {
+        api::OPTIONS
+    } else {
+        OPTIONS
+    };
+    let words = cli::normalise(args, known)?;
     if words.version {
         say!("ctrl-exec-dispatcher {VERSION}");
         return Ok(Exit::Success);

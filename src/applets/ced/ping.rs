@@ -10,6 +10,7 @@ use crate::applets::ced::Call;
 use crate::applets::ced::common::{self, Claims};
 use crate::applets::ced::dispatch::{dispatch, label};
 use crate::applets::ced::run::denied;
+use crate::applets::ced::show;
 use crate::applets::{AppError, Context, Exit};
 use crate::core::authhook::{Decision, HookAction};
 use crate::core::config::DispatcherConfig;
@@ -71,14 +72,7 @@ pub(super) fn main(context: &Context, call: &Call) -> Result<Exit, AppError> {
 
     let reqid = common::new_reqid()?;
     if !args.json {
-        say!(
-            "{:<30}  {:<8}  {:<8}  {:<28}  VERSION",
-            "HOST",
-            "STATUS",
-            "RTT",
-            "CERT EXPIRY"
-        );
-        say!("{}", "-".repeat(85));
+        say!("{}", show::ping_head());
     }
     let results = dispatch(context, &config, targets, &Job::ping(&reqid), |result| {
         log_ping(result, &reqid);
@@ -144,14 +138,14 @@ fn seen(result: &HostResult) -> Option<Seen> {
 
 fn print(result: &HostResult) {
     let status = if is_ok(result) { "ok" } else { "error" };
-    say!(
-        "{:<30}  {:<8}  {:<8}  {:<28}  {}",
-        label(result),
+    let row = show::ping_row(
+        &label(result),
         status,
-        result.rtt,
-        text(result, "expiry").escape_debug().to_string(),
-        text(result, "version").escape_debug()
+        &result.rtt,
+        &text(result, "expiry").escape_debug().to_string(),
+        &text(result, "version").escape_debug().to_string(),
     );
+    say!("{row}");
     // The original hides the reason; it is what the operator needs next.
     if let Err(error) = &result.answer {
         say!("    {}", printable(&error.to_string()));

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::core::config::diagnostics::printable;
-use crate::core::dispatch::text;
+pub(super) use crate::core::dispatch::text;
 use crate::core::runs::{Body, Entry, Record, Status};
 use crate::say;
 
@@ -54,6 +54,13 @@ pub(super) fn output(result: &Map<String, Value>) -> String {
             }
         }
     }
+    out.push_str(&notes(result));
+    out
+}
+
+/// What else should be known of a result.
+pub(super) fn notes(result: &Map<String, Value>) -> String {
+    let mut out = String::new();
     let mut note = |text: &str| out.push_str(&format!("    NOTE: {text}\n"));
     if let Some(signal) = result.get("signal").and_then(Value::as_i64) {
         note(&format!("ended by signal {signal}"));
@@ -79,6 +86,17 @@ pub(super) fn output(result: &Map<String, Value>) -> String {
         }
     }
     out
+}
+
+/// Head of the table of `ping`, and the line below it.
+pub(super) fn ping_head() -> String {
+    let head = ping_row("HOST", "STATUS", "RTT", "CERT EXPIRY", "VERSION");
+    format!("{head}\n{}", "-".repeat(85))
+}
+
+/// One host in the table of `ping`. Everything must be fit for a terminal.
+pub(super) fn ping_row(host: &str, status: &str, rtt: &str, expiry: &str, version: &str) -> String {
+    format!("{host:<30}  {status:<8}  {rtt:<8}  {expiry:<28}  {version}")
 }
 
 /// A whole record, for a person.

@@ -42,6 +42,11 @@ pub enum ExchangeError {
     TooLarge,
     #[error("answer of the agent is larger than {0} bytes")]
     ReplyTooLarge(usize),
+    /// Of a program that bounds the memory for answers.
+    #[error(
+        "no room for the answer: this server holds too many large answers at the moment - a script that was run has ended, only its output is lost; ask fewer hosts at a time"
+    )]
+    NoRoom,
     /// 404, with the agent's words, or none.
     #[error("{}", worded("404 Not Found", .words))]
     NotFound {

@@ -1,31 +1,37 @@
-//! One HTTPS exchange with one agent (spec/dispatcher.md 7-9): connect, hand-shake, check who answered, send, read; each with a deadline.
+//! One HTTPS exchange with one agent (spec/dispatcher.md 7-9): take a connection or make one, check who is at its other end, send, read; each
+//! with a deadline.
+//!
+//! A request is never sent twice unless doing it twice is as good as doing it once: what may have left is not repeated, because nobody knows
+//! whether the script has run.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Bytes};
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, Version, header};
 use serde_json::{Map, Value};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::time::timeout;
 
-use crate::core::client::error::{ExchangeError, of_connect};
+use crate::core::client::answer::{judge, of_http};
+use crate::core::client::budget::{Budget, Held, Reservation};
+use crate::core::client::connection::{Connection, SendError};
+use crate::core::client::error::ExchangeError;
 use crate::core::client::peer;
+use crate::core::client::pool::{Key, Pool};
 use crate::core::clock::{self, Clock};
 use crate::core::keyring;
-use crate::core::pki::{Certificate, PeerIdentity, keys};
+use crate::core::pki::{Certificate, keys};
 use crate::core::registry::Target;
 use crate::core::revocation::{Entry, Revocations};
-use crate::core::tls;
 use crate::core::types::Serial;
-use crate::core::wire;
 
 /// An answer that has begun must be complete within this many read timeouts: an agent that sends a byte now and then is not waited for.
 const WHOLE_BODY: u32 = 5;
+
+/// A kept connection is not used for longer than this: a renewed certificate, another address and what the agent has learnt of us meanwhile
+/// should show.
+const MAX_AGE: Duration = Duration::from_secs(600);
 
 /// One identity of ours, ready for handshakes.
 #[derive(Clone)]
@@ -42,6 +48,8 @@ pub struct Client {
     clock: Clock,
     connect_timeout: Duration,
     read_timeout: Duration,
+    pool: Option<Pool>,
+    budget: Option<Budget>,
 }
 
 /// An answer with status 2xx.
@@ -53,6 +61,8 @@ pub struct Answer {
     pub peer: Arc<Certificate>,
     /// The serial of ours that the agent trusts.
     pub presented: Serial,
+    /// What a large answer has reserved of the [`Budget`].
+    pub held: Option<Held>,
 }
 
 #[cfg(test)]
@@ -66,7 +76,55 @@ impl Answer {
             body,
             peer: Arc::new(somebody.certificate().clone()),
             presented: Serial::from_be_bytes(&[1]),
+            held: None,
         }
+    }
+}
+
+/// What is asked, of whom.
+struct Call<'a> {
+    target: &'a Target,
+    method: Method,
+    path: &'a str,
+    body: Option<Bytes>,
+}
+
+impl<'a> Call<'a> {
+    fn new(target: &'a Target, method: Method, path: &'a str, body: Option<Vec<u8>>) -> Self {
+        Self {
+            target,
+            method,
+            path,
+            body: body.map(Bytes::from),
+        }
+    }
+
+    /// Whether an agent that is asked twice does nothing that it would not do once.
+    fn may_be_repeated(&self) -> bool {
+        self.method == Method::GET || self.path == "/ping"
+    }
+
+    /// `keep`: the agent may keep the connection open.
+    fn request(&self, now: i64, keep: bool) -> Result<Request<Full<Bytes>>, ExchangeError> {
+        let mut request = Request::builder()
+            .method(self.method.clone())
+            .uri(self.path)
+            .header("Host", self.target.authority());
+        if !keep {
+            request = request.header("Connection", "close");
+        }
+        request = request.header(
+            "User-Agent",
+            concat!("ctrl-exec/", env!("CARGO_PKG_VERSION")),
+        );
+        if self.body.is_some() {
+            request = request.header("Content-Type", "application/json");
+        }
+        // An agent without a clock of its own takes it from us (spec/swarm.md COM-8).
+        request = request.header("Date", clock::http_date(now));
+        request
+            .body(Full::new(self.body.clone().unwrap_or_default()))
+            .map_err(|e| ExchangeError::Lost(e.to_string()))
     }
 }
 
@@ -93,7 +151,23 @@ impl Client {
             clock,
             connect_timeout,
             read_timeout,
+            pool: None,
+            budget: None,
         }
+    }
+
+    /// Keeps connections for the next request. Without a pool every request has a connection of its own, and the agent is told so.
+    #[must_use]
+    pub fn with_pool(mut self, pool: Pool) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Bounds the memory for answers. The budget outlives this client: give the same one to the next.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Budget) -> Self {
+        self.budget = Some(budget);
+        self
     }
 
     /// Sends one request and reads the whole answer. `body` is sent as JSON; `None` sends none.
@@ -110,12 +184,12 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<Answer, ExchangeError> {
+        let call = Call::new(target, method, path, body);
         let serials: Vec<&Serial> = self.presented.iter().map(|p| &p.serial).collect();
         let mut first = None;
         for at in keyring::order(&serials, &target.record) {
             let presented = &self.presented[at];
-            let sent = self.once(target, presented, &method, path, body.clone());
-            match sent.await {
+            match self.once(&call, presented).await {
                 Err(error) if error.is_about_our_identity() => {
                     first.get_or_insert(error);
                 }
@@ -137,315 +211,170 @@ impl Client {
         body: Vec<u8>,
     ) -> Option<Result<Answer, ExchangeError>> {
         let presented = self.presented.iter().find(|p| p.serial == *serial)?;
-        let sent = self.once(target, presented, &Method::POST, path, Some(body));
-        Some(sent.await)
+        let call = Call::new(target, Method::POST, path, Some(body));
+        Some(self.once(&call, presented).await)
     }
 
-    async fn once(
-        &self,
-        target: &Target,
-        presented: &Presented,
-        method: &Method,
-        path: &str,
-        body: Option<Vec<u8>>,
-    ) -> Result<Answer, ExchangeError> {
-        let (stream, peer) = self.connect(target, &presented.tls).await?;
-        // The answer's headers come when the script has ended, so silence is measured over the whole wait, as in the original.
-        let (status, bytes) = self
-            .round_trip(target, stream, method.clone(), path, body)
-            .await?;
-        let body = judge(status, &bytes)?;
-        Ok(Answer {
-            status: status.as_u16(),
-            body,
-            peer: Arc::new(peer),
-            presented: presented.serial.clone(),
-        })
+    async fn once(&self, call: &Call<'_>, presented: &Presented) -> Result<Answer, ExchangeError> {
+        let key = Key::new(call.target, &presented.serial);
+        while let Some(mut kept) = self.pool.as_ref().and_then(|pool| pool.take(&key)) {
+            if !self.may_use(call.target, &kept) || !kept.is_ready().await {
+                continue;
+            }
+            match self.send(call, &mut kept).await {
+                Err(SendError::Unsent(_)) => {}
+                Ok(reply) => {
+                    self.count_reused();
+                    return self.receive(call, presented, kept, key, reply).await;
+                }
+                Err(SendError::Sent(error)) => {
+                    self.count_reused();
+                    if matches!(error, ExchangeError::ReadTimeout(_)) {
+                        return Err(error);
+                    }
+                    // It was closed while the request was on its way. Whatever was said to that, it is no word about our identity: that
+                    // was good enough before.
+                    if !call.may_be_repeated() {
+                        return Err(ExchangeError::Closed);
+                    }
+                    break;
+                }
+            }
+        }
+        let mut fresh = self.connect(call.target, presented).await?;
+        match self.send(call, &mut fresh).await {
+            Ok(reply) => self.receive(call, presented, fresh, key, reply).await,
+            Err(SendError::Unsent(error) | SendError::Sent(error)) => Err(error),
+        }
+    }
+
+    fn count_reused(&self) {
+        if let Some(pool) = &self.pool {
+            pool.count_reused();
+        }
+    }
+
+    /// Whether a connection that was made for an earlier request would be made today. If not, a new one tells why.
+    fn may_use(&self, target: &Target, kept: &Connection) -> bool {
+        kept.born.elapsed() < MAX_AGE
+            && kept.peer.check_dates(self.clock.now()).is_ok()
+            && self.judge_peer(target, kept).is_ok()
+    }
+
+    fn judge_peer(&self, target: &Target, connection: &Connection) -> Result<(), ExchangeError> {
+        let identity = &connection.identity;
+        peer::check(&target.record, identity).map_err(ExchangeError::WrongPeer)?;
+        self.revoked
+            .check(&target.name, identity)
+            .map_err(ExchangeError::Revoked)
     }
 
     async fn connect(
         &self,
         target: &Target,
-        tls: &Arc<rustls::ClientConfig>,
-    ) -> Result<(TlsStream<TcpStream>, Certificate), ExchangeError> {
-        let host = target.address.as_str();
-        let deadline = Instant::now() + self.connect_timeout;
-        let too_late = || ExchangeError::ConnectTimeout {
-            host: host.to_owned(),
-        };
-        let left = || deadline.saturating_duration_since(Instant::now());
-
-        let addresses = tokio::time::timeout(left(), tokio::net::lookup_host((host, target.port)))
-            .await
-            .map_err(|_| too_late())?
-            .map_err(|_| ExchangeError::Unresolved {
-                host: host.to_owned(),
-            })?;
-        let mut failure = ExchangeError::Unresolved {
-            host: host.to_owned(),
-        };
-        let mut connected = None;
-        for address in addresses {
-            match tokio::time::timeout(left(), TcpStream::connect(address)).await {
-                Err(_) => return Err(too_late()),
-                Ok(Err(e)) => failure = of_connect(host, target.port, &e),
-                Ok(Ok(stream)) => {
-                    connected = Some(stream);
-                    break;
-                }
-            }
+        presented: &Presented,
+    ) -> Result<Connection, ExchangeError> {
+        let pool = self.pool.as_ref().map(Pool::handle);
+        let made = Connection::open(target, &presented.tls, self.connect_timeout, pool).await?;
+        self.judge_peer(target, &made)?;
+        if let Some(pool) = &self.pool {
+            pool.count_fresh();
         }
-        let stream = connected.ok_or(failure)?;
-        let _ = stream.set_nodelay(true);
+        Ok(made)
+    }
 
-        // Never checked against the certificate (its names are the registry's business); it only fills SNI.
-        let name = ServerName::try_from(host.to_owned())
-            .or_else(|_| ServerName::try_from("ctrl-exec-agent"))
-            .map_err(|e| ExchangeError::Lost(e.to_string()))?;
-        let stream = tokio::time::timeout(
-            left(),
-            TlsConnector::from(tls.clone()).connect(name, stream),
+    /// Sends, and waits for the headers. They come when the script has ended, so silence is measured over the whole wait, as in the original.
+    async fn send(
+        &self,
+        call: &Call<'_>,
+        connection: &mut Connection,
+    ) -> Result<Response<Incoming>, SendError> {
+        let request = call.request(self.clock.now(), self.pool.is_some());
+        let request = request.map_err(SendError::Sent)?;
+        timeout(
+            self.read_timeout,
+            connection.send(&call.target.address, request),
         )
         .await
-        .map_err(|_| too_late())?
-        .map_err(|e| ExchangeError::Tls {
-            host: host.to_owned(),
-            failure: tls::classify(&e),
-        })?;
-        let certificate = tls::peer_certificate(stream.get_ref().1)
-            .map_err(|e| ExchangeError::WrongPeer(e.to_string()))?;
-        let identity = PeerIdentity::from_certificate(&certificate);
-        peer::check(&target.record, &identity).map_err(ExchangeError::WrongPeer)?;
-        self.revoked
-            .check(&target.name, &identity)
-            .map_err(ExchangeError::Revoked)?;
-        Ok((stream, certificate))
+        .unwrap_or_else(|_| {
+            let silent = ExchangeError::ReadTimeout(self.read_timeout);
+            Err(SendError::Sent(silent))
+        })
     }
 
-    async fn round_trip(
+    /// Reads the rest of the answer and says what it means. The connection is kept if both sides may go on with it.
+    async fn receive(
         &self,
-        target: &Target,
-        stream: TlsStream<TcpStream>,
-        method: Method,
-        path: &str,
-        body: Option<Vec<u8>>,
-    ) -> Result<(StatusCode, Vec<u8>), ExchangeError> {
-        let silent = |_| ExchangeError::ReadTimeout(self.read_timeout);
-        let lost = |e: &hyper::Error| of_http(&target.address, e);
-
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| lost(&e))?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("Host", target.authority())
-            .header("Connection", "close")
-            .header(
-                "User-Agent",
-                concat!("ctrl-exec/", env!("CARGO_PKG_VERSION")),
-            );
-        if body.is_some() {
-            request = request.header("Content-Type", "application/json");
+        call: &Call<'_>,
+        presented: &Presented,
+        connection: Connection,
+        key: Key,
+        reply: Response<Incoming>,
+    ) -> Result<Answer, ExchangeError> {
+        let status = reply.status();
+        // Who is turned down comes back with another identity, if at all.
+        let keep = stays_open(&reply) && status != StatusCode::FORBIDDEN;
+        let (bytes, held) = self.read(&call.target.address, reply.into_body()).await?;
+        let peer = connection.peer.clone();
+        if let Some(pool) = self.pool.as_ref().filter(|_| keep) {
+            pool.put(key, connection);
         }
-        // An agent without a clock of its own takes it from us (spec/swarm.md COM-8).
-        request = request.header("Date", clock::http_date(self.clock.now()));
-        let request = request
-            .body(Full::new(Bytes::from(body.unwrap_or_default())))
-            .map_err(|e| ExchangeError::Lost(e.to_string()))?;
+        Ok(Answer {
+            status: status.as_u16(),
+            body: judge(status, &bytes)?,
+            peer,
+            presented: presented.serial.clone(),
+            held,
+        })
+    }
 
-        let exchange = async {
-            let reply = tokio::time::timeout(self.read_timeout, sender.send_request(request))
-                .await
-                .map_err(silent)?
-                .map_err(|e| lost(&e))?;
-            let status = reply.status();
-            let mut incoming = reply.into_body();
-            if incoming.size_hint().lower() > wire::MAX_REPLY_BODY as u64 {
-                return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
-            }
-            let mut bytes = Vec::new();
-            let whole = self.read_timeout * WHOLE_BODY;
-            let end = Instant::now() + whole;
-            loop {
-                let left = end.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(ExchangeError::ReadTimeout(whole));
-                }
-                let next = tokio::time::timeout(self.read_timeout.min(left), incoming.frame());
-                let Some(frame) = next.await.map_err(silent)? else {
-                    break;
-                };
-                if let Ok(data) = frame.map_err(|e| lost(&e))?.into_data() {
-                    if bytes.len() + data.len() > wire::MAX_REPLY_BODY {
-                        return Err(ExchangeError::ReplyTooLarge(wire::MAX_REPLY_BODY));
-                    }
-                    bytes.extend_from_slice(&data);
-                }
-            }
-            Ok((status, bytes))
+    async fn read(
+        &self,
+        host: &str,
+        mut incoming: Incoming,
+    ) -> Result<(Vec<u8>, Option<Held>), ExchangeError> {
+        let whole = self.read_timeout * WHOLE_BODY;
+        let end = Instant::now() + whole;
+        let left = || {
+            self.read_timeout
+                .min(end.saturating_duration_since(Instant::now()))
         };
-        let mut connection = std::pin::pin!(connection);
-        let mut exchange = std::pin::pin!(exchange);
-        let mut driving = true;
+        let mut reservation = Reservation::new(self.budget.as_ref());
+        let announced = usize::try_from(incoming.size_hint().lower()).unwrap_or(usize::MAX);
+        reservation.cover(announced, left()).await?;
+        let mut bytes = Vec::new();
         loop {
-            tokio::select! {
-                result = &mut exchange => return result,
-                // The driver ends when the agent closes; what it left in the buffers is still read by the exchange.
-                _ = &mut connection, if driving => driving = false,
+            let patience = left();
+            if patience.is_zero() {
+                return Err(ExchangeError::ReadTimeout(whole));
+            }
+            let next = timeout(patience, incoming.frame());
+            let Some(frame) = next
+                .await
+                .map_err(|_| ExchangeError::ReadTimeout(self.read_timeout))?
+            else {
+                break;
+            };
+            if let Ok(data) = frame.map_err(|e| of_http(host, &e))?.into_data() {
+                reservation.grow(bytes.len() + data.len(), left()).await?;
+                bytes.extend_from_slice(&data);
             }
         }
+        Ok((bytes, reservation.held()))
     }
 }
 
-/// An agent that refuses our certificate under TLS 1.3 says so only now, in place of an answer.
-fn of_http(host: &str, error: &hyper::Error) -> ExchangeError {
-    use std::error::Error as _;
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            return match io
-                .get_ref()
-                .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            {
-                Some(failure) => ExchangeError::Tls {
-                    host: host.to_owned(),
-                    failure: tls::classify(failure),
-                },
-                None if matches!(
-                    io.kind(),
-                    std::io::ErrorKind::UnexpectedEof
-                        | std::io::ErrorKind::ConnectionReset
-                        | std::io::ErrorKind::BrokenPipe
-                ) =>
-                {
-                    ExchangeError::Closed
-                }
-                None => ExchangeError::Lost(io.to_string()),
-            };
-        }
-        source = cause.source();
-    }
-    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-        ExchangeError::Closed
-    } else {
-        ExchangeError::Lost(error.to_string())
-    }
-}
-
-/// Most values in one answer. A parsed value takes more than ten times the memory of its shortest text, so the limit of bytes alone would
-/// let one agent take gigabytes; honest answers have few values, some of them long.
-const MAX_PARTS: usize = 1_000_000;
-
-/// Values in a JSON text, roughly: what begins or separates them, outside strings.
-fn parts(json: &[u8]) -> usize {
-    let (mut count, mut in_string, mut escaped) = (0, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' | b',' if !in_string => count += 1,
-            _ => {}
-        }
-    }
-    count
-}
-
-/// Decides what an answer means (spec/dispatcher.md 9.1): any 2xx with a JSON object is success.
-fn judge(status: StatusCode, bytes: &[u8]) -> Result<Map<String, Value>, ExchangeError> {
-    let parsed: Option<Map<String, Value>> = if parts(bytes) > MAX_PARTS {
-        None
-    } else {
-        serde_json::from_slice(bytes).ok()
+/// Whether the agent will take another request on this connection: those of the original speak HTTP/1.0 and close.
+fn stays_open(reply: &Response<Incoming>) -> bool {
+    let closes = |value: &header::HeaderValue| {
+        let words = value.to_str().unwrap_or("close").split(',');
+        words
+            .into_iter()
+            .any(|word| word.trim().eq_ignore_ascii_case("close"))
     };
-    if status.is_success() {
-        return parsed.ok_or(ExchangeError::InvalidJson);
-    }
-    let words = parsed
-        .as_ref()
-        .and_then(|b| b.get("error"))
-        .and_then(Value::as_str);
-    let line = || match status.canonical_reason() {
-        Some(reason) => format!("{} {reason}", status.as_u16()),
-        None => status.as_u16().to_string(),
-    };
-    Err(match status.as_u16() {
-        403 => ExchangeError::Forbidden(words.map_or_else(line, str::to_owned)),
-        404 => ExchangeError::NotFound {
-            words: words.unwrap_or_default().to_owned(),
-            no_run: parsed
-                .as_ref()
-                .is_some_and(|b| b.get("status").and_then(Value::as_str) == Some("unknown")),
-        },
-        409 => ExchangeError::Busy(words.unwrap_or_default().to_owned()),
-        413 => ExchangeError::TooLarge,
-        _ => ExchangeError::Status(words.map_or_else(line, |w| format!("{}: {w}", line()))),
-    })
+    let mut said = reply.headers().get_all(header::CONNECTION).iter();
+    reply.version() >= Version::HTTP_11 && !said.any(closes)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_of_too_many_values_is_not_taken_apart() {
-        assert_eq!(parts(br#"{"a,[{":"\",[","b":[1,2]}"#), 4);
-        let long = format!(r#"{{"stdout":"{}"}}"#, "[,".repeat(MAX_PARTS));
-        assert!(judge(StatusCode::OK, long.as_bytes()).is_ok());
-        let many = format!(r#"{{"x":[{}0]}}"#, "0,".repeat(MAX_PARTS));
-        assert_eq!(
-            judge(StatusCode::OK, many.as_bytes()).unwrap_err(),
-            ExchangeError::InvalidJson
-        );
-    }
-
-    #[test]
-    fn answers_are_judged_by_status_and_body() {
-        assert_eq!(judge(StatusCode::OK, b"{\"exit\":0}").unwrap()["exit"], 0);
-        assert_eq!(
-            judge(StatusCode::OK, b"[1]").unwrap_err(),
-            ExchangeError::InvalidJson
-        );
-        assert_eq!(
-            judge(StatusCode::OK, b"").unwrap_err(),
-            ExchangeError::InvalidJson
-        );
-        assert_eq!(
-            judge(StatusCode::FORBIDDEN, b"{\"error\":\"serial mismatch\"}").unwrap_err(),
-            ExchangeError::Forbidden("serial mismatch".into())
-        );
-        assert_eq!(
-            judge(StatusCode::FORBIDDEN, b"garbage").unwrap_err(),
-            ExchangeError::Forbidden("403 Forbidden".into())
-        );
-        assert_eq!(
-            judge(StatusCode::PAYLOAD_TOO_LARGE, b"").unwrap_err(),
-            ExchangeError::TooLarge
-        );
-        assert_eq!(
-            judge(StatusCode::NOT_FOUND, b"{\"error\":\"not found\"}")
-                .unwrap_err()
-                .to_string(),
-            "404 Not Found: not found"
-        );
-        assert_eq!(
-            judge(StatusCode::NOT_FOUND, b"{\"status\":\"unknown\"}").unwrap_err(),
-            ExchangeError::NotFound {
-                words: String::new(),
-                no_run: true
-            }
-        );
-        let busy = judge(
-            StatusCode::CONFLICT,
-            b"{\"error\":\"script already running\"}",
-        )
-        .unwrap_err();
-        assert_eq!(busy, ExchangeError::Busy("script already running".into()));
-        assert_eq!(
-            busy.to_string(),
-            "409 Conflict: script already running",
-            "as other statuses read"
-        );
-    }
-}
+mod tests;

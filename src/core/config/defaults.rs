@@ -64,6 +64,7 @@ impl DispatcherConfig {
                 auth_default: AuthDefault::Deny,
                 auth_deny_generic: false,
                 refusal_limit: Some(RateSpec::new(20, 60, 60)),
+                answer_memory: 128 << 20,
                 metrics: true,
             },
         }

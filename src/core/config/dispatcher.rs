@@ -161,6 +161,7 @@ fn api(r: &mut Reader<'_>, config: &mut DispatcherConfig, paths: &Paths) {
     api.max_children = r.size("api_max_children", 1..=65_535, api.max_children);
     api.auth_deny_generic = r.boolean("auth_deny_generic", api.auth_deny_generic);
     api.refusal_limit = r.rate("api_refusal_limit", api.refusal_limit);
+    api.answer_memory = r.size("api_answer_memory", 8..=2047, api.answer_memory >> 20) << 20;
     api.metrics = r.boolean("api_metrics", api.metrics);
     api.auth_default = auth_default(r).unwrap_or(api.auth_default);
     let spans = (r.value_span("api_cert"), r.value_span("api_key"));

@@ -153,6 +153,8 @@ pub struct ApiSettings {
     /// Refused requests of one address before it is answered without asking the hook (key `api_refusal_limit`, ours); default 20/60/60, limit 0
     /// = `None`.
     pub refusal_limit: Option<RateSpec>,
+    /// Memory for the large answers of agents (key `api_answer_memory`, MiB, ours), bytes; default 128 MiB.
+    pub answer_memory: usize,
     /// Serve `/metrics` (key `api_metrics`, ours), default on; gate 1 and gate 2 apply.
     pub metrics: bool,
 }

@@ -160,11 +160,21 @@ impl HostResult {
         reqid: Option<&str>,
         failure: impl FnOnce(&ExchangeError) -> Map<String, Value>,
     ) -> Map<String, Value> {
-        let mut object = match &self.answer {
+        self.clone().into_object(reqid, failure)
+    }
+
+    /// The same without a copy of what the agent sent, which may be large.
+    pub fn into_object(
+        self,
+        reqid: Option<&str>,
+        failure: impl FnOnce(&ExchangeError) -> Map<String, Value>,
+    ) -> Map<String, Value> {
+        let reported = self.reported().map(str::to_owned);
+        let mut object = match self.answer {
             Ok(answer) => {
-                let mut object = answer.body.clone();
+                let mut object = answer.body;
                 object.remove("host");
-                if let Some(name) = self.reported() {
+                if let Some(name) = reported {
                     object.insert("reported_hostname".to_owned(), name.into());
                 }
                 if let Some(reqid) = reqid {
@@ -172,10 +182,10 @@ impl HostResult {
                 }
                 object
             }
-            Err(error) => failure(error),
+            Err(error) => failure(&error),
         };
-        object.insert("rtt".to_owned(), self.rtt.as_str().into());
-        object.insert("host".to_owned(), self.host().into());
+        object.insert("rtt".to_owned(), self.rtt.into());
+        object.insert("host".to_owned(), self.target.name.as_str().into());
         object
     }
 }

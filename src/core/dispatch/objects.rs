@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::ask::{HostResult, text};
+use crate::core::client::error::ExchangeError;
 use crate::core::client::fleet;
 use crate::core::logging::Action;
 use crate::core::maintenance;
@@ -10,14 +11,21 @@ use crate::core::types::ReqId;
 
 /// A host of a run that was waited for.
 pub fn run_object(result: &HostResult, script: &str, reqid: &ReqId) -> Map<String, Value> {
-    result.object(Some(reqid.as_str()), |error| {
-        fields([
-            ("script", script.into()),
-            ("exit", (-1).into()),
-            ("error", error.to_string().into()),
-            ("reqid", reqid.as_str().into()),
-        ])
-    })
+    result.object(Some(reqid.as_str()), |error| not_run(error, script, reqid))
+}
+
+/// The same without a copy of what the script has written.
+pub fn into_run_object(result: HostResult, script: &str, reqid: &ReqId) -> Map<String, Value> {
+    result.into_object(Some(reqid.as_str()), |error| not_run(error, script, reqid))
+}
+
+fn not_run(error: &ExchangeError, script: &str, reqid: &ReqId) -> Map<String, Value> {
+    fields([
+        ("script", script.into()),
+        ("exit", (-1).into()),
+        ("error", error.to_string().into()),
+        ("reqid", reqid.as_str().into()),
+    ])
 }
 
 /// A host that was pinged.

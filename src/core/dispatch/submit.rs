@@ -74,7 +74,10 @@ pub fn judge(answer: &Result<Answer, ExchangeError>) -> Verdict {
     };
     let unknown = matches!(
         answer,
-        Err(ExchangeError::Closed | ExchangeError::Lost(_) | ExchangeError::ReadTimeout(_))
+        Err(ExchangeError::Closed
+            | ExchangeError::Lost(_)
+            | ExchangeError::ReadTimeout(_)
+            | ExchangeError::NoRoom)
     );
     Verdict {
         status,

@@ -152,6 +152,10 @@ impl ApiMetrics {
     /// What became of a script on one host. A word that is no proper script name counts as `other`.
     pub fn result(&self, script: &str, outcome: Outcome) {
         let script = ScriptName::new(script).map_or(OTHER, |_| script);
+        // All at once: a scraper sees a later failure as a step.
+        for each in Outcome::ALL {
+            self.run_results.expect(&[script, each.as_str()]);
+        }
         self.run_results.count(&[script, outcome.as_str()]);
     }
 
@@ -160,15 +164,11 @@ impl ApiMetrics {
         self.hook_duration.observe(&[], took);
     }
 
-    /// A connection to an agent was used.
-    pub fn agent_connection(&self, reused: bool) {
-        let state = if reused { "reused" } else { "fresh" };
-        self.pool_connections.count(&[state]);
-    }
-
-    /// So many connections to agents are kept open.
-    pub fn agent_connections_idle(&self, count: usize) {
-        self.pool_idle.set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Connections to agents: made, used again, and kept now.
+    pub fn agent_connections(&self, fresh: u64, reused: u64, idle: u64) {
+        self.pool_connections.put(&["fresh"], fresh);
+        self.pool_connections.put(&["reused"], reused);
+        self.pool_idle.set(i64::try_from(idle).unwrap_or(i64::MAX));
     }
 
     /// The page for a scraper. `fleet` comes from [`super::fleet`], which blocks on the disk.
@@ -220,8 +220,7 @@ mod tests {
         metrics.result("no such\nname", Outcome::Refused);
         metrics.hook(Duration::from_millis(6));
         metrics.ran(RunMode::Async, Duration::from_secs(2));
-        metrics.agent_connection(true);
-        metrics.agent_connections_idle(3);
+        metrics.agent_connections(2, 1, 3);
         let open = metrics.connection();
         let gone = metrics.connection();
         drop(gone);
@@ -237,6 +236,7 @@ mod tests {
             "ctrl_exec_api_refusals_total{reason=\"tls\"} 0",
             "ctrl_exec_api_connections 1",
             "ctrl_exec_run_results_total{script=\"backup\",outcome=\"failed\"} 1",
+            "ctrl_exec_run_results_total{script=\"backup\",outcome=\"unreachable\"} 0",
             "ctrl_exec_run_results_total{script=\"other\",outcome=\"refused\"} 1",
             "ctrl_exec_run_duration_seconds_count{mode=\"async\"} 1",
             "ctrl_exec_run_duration_seconds_count{mode=\"sync\"} 0",

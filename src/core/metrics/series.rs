@@ -79,6 +79,11 @@ impl Counter {
         *value = value.saturating_add(1);
     }
 
+    /// The total so far, where somebody else counts.
+    pub fn put(&self, values: &[&str], total: u64) {
+        *locked(&self.series).at(self.family, values) = total;
+    }
+
     /// Shows a series before its first event, so that a scraper sees the step from 0 to 1.
     pub fn expect(&self, values: &[&str]) {
         locked(&self.series).at(self.family, values);

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::core::authhook::Submitter;
@@ -160,12 +162,6 @@ impl Entry {
         };
         Ok(Self { status, fields })
     }
-
-    fn to_value(&self) -> Value {
-        let mut fields = self.fields.clone();
-        fields.insert("status".to_owned(), self.status.as_str().into());
-        Value::Object(fields)
-    }
 }
 
 /// `exit` of a result; a missing or unusable one counts as -1.
@@ -218,6 +214,47 @@ impl State {
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// Written out as it stands, without a copy: the results may be large.
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        let ours = ["reqid", "script", "mode", "complete", "hosts"];
+        for (name, value) in &self.more {
+            if !ours.contains(&name.as_str()) {
+                object.serialize_entry(name, value)?;
+            }
+        }
+        object.serialize_entry("reqid", &self.reqid)?;
+        object.serialize_entry("script", &self.script)?;
+        object.serialize_entry("mode", self.mode())?;
+        object.serialize_entry("complete", &self.is_complete())?;
+        match &self.body {
+            Body::Sync(run) => {
+                object.serialize_entry("hosts", &run.hosts)?;
+                object.serialize_entry("results", &run.results)?;
+                object.serialize_entry("completed", &run.completed)?;
+            }
+            Body::Async(run) => {
+                object.serialize_entry("hosts", &run.hosts)?;
+                object.serialize_entry("pending", &self.pending())?;
+                object.serialize_entry("created", &run.created)?;
+            }
+        }
+        object.end()
+    }
+}
+
+impl Serialize for Entry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        for (name, value) in self.fields.iter().filter(|(name, _)| *name != "status") {
+            object.serialize_entry(name, value)?;
+        }
+        object.serialize_entry("status", self.status.as_str())?;
+        object.end()
     }
 }
 
@@ -282,29 +319,11 @@ impl Record {
 
     /// As it is written, and as `status --json` shows it.
     pub fn to_object(&self) -> Map<String, Value> {
-        let mut object = self.more.clone();
-        let mut set = |name: &str, value: Value| object.insert(name.to_owned(), value);
-        set("reqid", self.reqid.as_str().into());
-        set("script", self.script.as_str().into());
-        set("mode", self.mode().into());
-        set("complete", self.is_complete().into());
-        match &self.body {
-            Body::Sync(run) => {
-                set("hosts", json!(run.hosts));
-                set("results", json!(run.results));
-                set("completed", run.completed.into());
-            }
-            Body::Async(run) => {
-                let hosts = run
-                    .hosts
-                    .iter()
-                    .map(|(host, entry)| (host.clone(), entry.to_value()));
-                set("hosts", Value::Object(hosts.collect()));
-                set("pending", json!(self.pending()));
-                set("created", run.created.into());
-            }
+        match serde_json::to_value(self) {
+            Ok(Value::Object(object)) => object,
+            // A struct with text keys always becomes an object.
+            _ => Map::new(),
         }
-        object
     }
 
     /// Who submitted the run by the API, as claimed (spec/api.md 9). `None`: it was the command line, or it cannot be told.

@@ -98,14 +98,11 @@ impl Store {
     }
 
     fn write(&self, record: &Record) -> Result<(), RunError> {
-        let bytes = serde_json::Value::Object(record.to_object()).to_string();
+        // Text keys and values that came from JSON always serialise.
+        let bytes = serde_json::to_vec(record).unwrap_or_default();
         let file = self.file(&record.reqid);
         // The API's user must be able to read what root has brought up to date.
-        Ok(durable::replace_keeping_owner(
-            &file,
-            bytes.as_bytes(),
-            FILE_MODE,
-        )?)
+        Ok(durable::replace_keeping_owner(&file, &bytes, FILE_MODE)?)
     }
 
     /// The record of a run. `None`: there is none.

@@ -120,6 +120,7 @@ impl Opened {
             // As the handshake had it, whatever the request has changed.
             peer: Arc::new(shown),
             presented: by.serial.clone(),
+            held: None,
         })
     }
 }

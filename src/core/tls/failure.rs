@@ -23,6 +23,12 @@ pub enum TlsFailure {
         "the peer's certificate is not from our CA: it belongs to another installation, or the peer must be paired again"
     )]
     UnknownIssuer,
+    /// A signature is false: that of a CA of the same name under the certificate, or that of the peer under the handshake.
+    #[error("the peer could not prove that it holds its key")]
+    BadSignature,
+    /// A server that is known by its name has shown a certificate for another one.
+    #[error("the certificate of the server does not fit its name: {0}")]
+    WrongName(String),
     /// The peer, as a client, has shown no certificate.
     #[error("the peer has shown no certificate: only paired hosts may connect")]
     NoCertificate,
@@ -96,9 +102,10 @@ fn of_certificate(reason: &CertificateError) -> TlsFailure {
         C::NotValidYet | C::NotValidYetContext { .. } => TlsFailure::ClockNotYetValid,
         C::Expired | C::ExpiredContext { .. } => TlsFailure::Expired,
         C::UnknownIssuer => TlsFailure::UnknownIssuer,
-        C::BadSignature => {
-            TlsFailure::Other("the peer could not prove that it holds its key".to_owned())
+        C::NotValidForName | C::NotValidForNameContext { .. } => {
+            TlsFailure::WrongName(reason.to_string())
         }
+        C::BadSignature => TlsFailure::BadSignature,
         C::Other(other) => {
             let ours = other.0.is::<NotAnAgent>() || other.0.is::<CertError>();
             let told_by = if ours {

@@ -6,6 +6,7 @@
 mod failure;
 mod identity;
 mod verifier;
+mod web;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::core::pki::{Certificate, PeerIdentity};
 
 pub use failure::{TlsFailure, classify};
 pub use identity::{Identity, TlsError};
+pub use web::{WebRoots, web_client_config};
 
 /// ALPN name of our pairing protocol; a peer of the original offers none.
 pub const PAIRING_ALPN: &[u8] = b"ctrl-exec-pair/2";

@@ -1,5 +1,7 @@
 //! `GET /metrics`: behind gate 1 and gate 2 (action `metrics`, token of the header), for it tells names of hosts and scripts.
 
+use std::sync::atomic::Ordering;
+
 use axum::response::Response;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -31,6 +33,12 @@ async fn answer(call: Call) -> Result<Response, Response> {
     };
     let (config, clock) = (call.snapshot.config.clone(), call.snapshot.clock.clone());
     let fleet = blocking(move || metrics::fleet(&config, &clock)).await;
+    let counters = &call.api.connections;
+    call.api.metrics.agent_connections(
+        counters.fresh.load(Ordering::Relaxed),
+        counters.reused.load(Ordering::Relaxed),
+        counters.idle.load(Ordering::Relaxed),
+    );
     let text = call.api.metrics.render(&fleet);
     let mut response = reply::stored(StatusCode::OK, text.into_bytes());
     response

@@ -19,10 +19,11 @@ use crate::applets::api::fields::RunRequest;
 use crate::applets::api::reply;
 use crate::applets::api::stream::{self, Sender};
 use crate::core::authhook::{HookAction, HookContext, Submitter};
+use crate::core::client::budget::Held;
 use crate::core::client::exchange::Client;
 use crate::core::dispatch::submit::{self, Submission};
 use crate::core::dispatch::{self, HostResult, Job, ask_all, blocking, objects};
-use crate::core::locks::{self, Held, LockError, Pair};
+use crate::core::locks::{self, LockError, Pair};
 use crate::core::logging::Action;
 use crate::core::metrics::RunMode;
 use crate::core::registry::Target;
@@ -45,7 +46,7 @@ struct Run {
     submitter: Submitter,
     owner: Option<String>,
     /// Freed when the run has ended.
-    locks: Option<Held>,
+    locks: Option<locks::Held>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -120,7 +121,7 @@ async fn answer(call: Call) -> Result<Response, Response> {
     })
 }
 
-async fn lock(call: &Call, targets: &[Target], script: &str) -> Result<Held, Response> {
+async fn lock(call: &Call, targets: &[Target], script: &str) -> Result<locks::Held, Response> {
     let dir = call.snapshot.config.locks_dir.clone();
     let names: Vec<String> = targets.iter().map(|t| t.name.to_string()).collect();
     let script = script.to_owned();
@@ -156,16 +157,23 @@ impl Run {
             common::count(&api.metrics, &self.script, result);
             if let Some(events) = &events {
                 let object = objects::run_object(result, &self.script, &self.reqid);
-                events.send("result", Value::Object(object));
+                let held = result.answer.as_ref().ok().and_then(|a| a.held.clone());
+                events.send_holding("result", Value::Object(object), held);
             }
         };
         let targets = self.targets.clone();
         let results = ask_all(&self.client, targets, &api.exchanges, &self.job, &mut told).await;
         api.answered(&results);
         api.metrics.ran(RunMode::Sync, began.elapsed());
+        // What the answers have reserved is held until the client has taken ours.
+        let held: Vec<Held> = results
+            .iter()
+            .filter_map(|result| result.answer.as_ref().ok()?.held.clone())
+            .collect();
         let results: Vec<Map<String, Value>> = results
             .into_iter()
-            .map(|result| objects::run_object(&result, &self.script, &self.reqid))
+            .map(Arc::unwrap_or_clone)
+            .map(|result| objects::into_run_object(result, &self.script, &self.reqid))
             .collect();
         let body = json!({"ok": true, "reqid": self.reqid.as_str()});
         let answer = match &events {
@@ -194,7 +202,7 @@ impl Run {
             body["recorded"] = kept.is_ok().into();
             events.send("end", body);
         }
-        reply::stored(StatusCode::OK, answer)
+        reply::holding(StatusCode::OK, answer, held)
     }
 
     /// Hands the run to the agents.

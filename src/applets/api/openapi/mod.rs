@@ -3,6 +3,7 @@
 //!
 //! Names of paths, operations, schemas and answers are those that generated clients of the original are built on.
 
+pub(super) mod kept;
 pub(super) mod live;
 mod refusals;
 mod schemas;
@@ -117,6 +118,13 @@ fn operation(route: &Route) -> Value {
     for (code, reference) in refusals::of(route) {
         responses.insert(code.to_string(), reference);
     }
+    if responses.contains_key("304") {
+        for code in ["200", "304"] {
+            responses[code]["headers"] = json!({
+                "ETag": {"description": "Names this state of the document.", "required": true, "schema": {"type": "string"}},
+            });
+        }
+    }
     let mut operation = json!({
         "operationId": route.operation,
         "summary": route.summary,
@@ -160,12 +168,6 @@ fn answer(success: &Success, streams: bool) -> Value {
     }
     if !content.is_empty() {
         answer["content"] = content.into();
-    }
-    if success.schema == "Document" && success.code == 200 || success.code == 304 {
-        answer["headers"] = json!({
-            "Cache-Control": {"description": "Whether the document may be kept.", "schema": {"type": "string"}},
-            "ETag": {"description": "Names this state of the document.", "schema": {"type": "string"}},
-        });
     }
     answer
 }

@@ -1,6 +1,47 @@
 //! Who gets a connection, and who keeps it.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
+use crate::core::client::exchange::{Client, Presented};
+use crate::core::client::pool::{Counters, Pool};
+use crate::core::registry::{AgentRecord, Target};
+use crate::core::revocation::Revocations;
+
+/// The API asks the same agents again and again: a handshake costs more than most answers.
+#[test]
+fn a_dispatcher_that_keeps_its_connection_may_come_back_on_it() {
+    let fleet = Fleet::new();
+    fleet.play(|stage| async move {
+        let clock = Clock::system(0);
+        let presented = Presented {
+            serial: stage.dispatcher.certificate().serial.clone(),
+            tls: tls::client_config(&stage.dispatcher, &stage.cas, clock.clone()).unwrap(),
+        };
+        let counters = Arc::new(Counters::default());
+        let revoked = Revocations::default();
+        let client = Client::new(vec![presented], revoked, clock, PATIENCE, PATIENCE)
+            .with_pool(Pool::new(counters.clone()));
+        let mut record = AgentRecord::new(AgentName::new("agent1").unwrap());
+        record.hostname = stage.address.ip().to_string();
+        record.port = stage.address.port();
+        let target = Target::of(record);
+        let run = json!({"script": "hello", "args": [], "reqid": "00000000000000a1", "username": "", "token": ""});
+        for (method, path, body, status) in [
+            ("POST", "/ping", Some(json!({"reqid": "00000000000000a0"})), Some(200)),
+            ("GET", "/capabilities", None, Some(200)),
+            ("GET", "/result/00000000000000a2", None, None),
+            ("POST", "/run", Some(run), Some(200)),
+        ] {
+            let body = body.map(|b| b.to_string().into_bytes());
+            let answer = client.exchange(&target, method.parse().unwrap(), path, body).await;
+            assert_eq!(answer.ok().map(|a| a.status), status, "{path}");
+        }
+        let count = |of: &std::sync::atomic::AtomicU64| of.load(Ordering::Relaxed);
+        let counts = [&counters.fresh, &counters.reused, &counters.idle].map(count);
+        assert_eq!(counts, [1, 3, 1]);
+    });
+}
 
 #[test]
 fn a_stranger_cannot_hold_a_connection() {
