@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use common::fleet::{self, allow, register, start_pairing, wait_for_request};
-use common::web::{self, Answer, HOOKED, OPEN};
-use common::{Agent, ApiServer, Daemon, Host, PATIENCE, Paired, Request, free_port, python};
+use common::fleet::{self, allow, register};
+use common::web::{self, Answer, Connection, HOOKED, OPEN};
+use common::{Agent, ApiServer, Daemon, Host, PATIENCE, Paired, Request, free_port, wait_until};
 use serde_json::{Map, Value, json};
 
 const PAIRS: &str = include_str!("api_replay/pairs.jsonl");
@@ -59,8 +59,8 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let dispatcher = fleet::new_dispatcher_with("ctl.test", &["--key-type", "rsa-2048"]);
-        let (old_host, old) = old_agent(&dispatcher);
+        let dispatcher = fleet::new_dispatcher("ctl.test");
+        let (old_host, old) = fleet::old_agent(&dispatcher, "old.test");
         let fleet = Paired::with(dispatcher, &["web1.test"]);
         let host = &fleet.dispatcher;
         let go = fleet.agents[0].path("tmp/go");
@@ -104,6 +104,7 @@ impl Stage {
             ("generic", generic),
             ("hookless", hookless),
             ("empty", empty),
+            ("crowded", format!("{OPEN}api_max_children = 1\n")),
         ];
         let servers = servers
             .into_iter()
@@ -133,6 +134,7 @@ impl Stage {
             agent.write("tmp/go", "", 0o644);
             agent.wait_for_log(&["ACTION=run-async-done", "SCRIPT=nap"]);
         }
+        let _crowd = (situation == "crowded").then(|| self.crowd());
         let _held = pair["held"].as_str().map(|host| self.hold(host));
         let bytes = self.bytes(pair);
         let method = pair["request"].as_str().unwrap_or("GET").split(' ').next();
@@ -164,6 +166,17 @@ impl Stage {
             }
         }
         wrong
+    }
+
+    /// Takes the one place that the server has, with a request that does not come to its end.
+    fn crowd(&self) -> Connection {
+        let server = &self.servers["crowded"];
+        let mut begun = server.connect();
+        begun.send(b"POST /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n");
+        wait_until("the server is full", PATIENCE, || {
+            (server.get("/health").status == 503).then_some(())
+        });
+        begun
     }
 
     fn judge(&self, pair: &Value, answer: &Answer) -> Vec<String> {
@@ -270,34 +283,6 @@ impl Drop for Stage {
     }
 }
 
-/// Pairs the stand-in for an agent of 0.12.3 as `old.test` and starts it; it calls itself `legacy.test`.
-fn old_agent(dispatcher: &Host) -> (Host, Daemon) {
-    let old = Host::new("old.test");
-    let (port, agent_port) = (free_port(), free_port().to_string());
-    let dir = old.path("tmp");
-    let _pairing = start_pairing(dispatcher, port, &[]);
-    let script = old.write("tmp/agent.py", python::LEGACY_AGENT, 0o644);
-    let mut request = Daemon::start(
-        std::process::Command::new("python3")
-            .arg("-u")
-            .arg(script)
-            .args([
-                "pair",
-                &port.to_string(),
-                "old.test",
-                python::text(&dir),
-                &agent_port,
-            ]),
-    );
-    let waiting = wait_for_request(dispatcher, "old.test");
-    let id = waiting["id"].as_str().expect("an id");
-    dispatcher.ced(&["approve", id]).ok();
-    assert!(request.wait(PATIENCE).success(), "{}", request.err());
-    let words = ["serve", &agent_port, python::text(&dir)];
-    let agent = python::start(&old, python::LEGACY_AGENT, &words);
-    (old, agent)
-}
-
 /// Where an answer is another than the expected one.
 fn differences(expected: &Value, found: &Value, at: &str, wrong: &mut Vec<String>) {
     let fits = match (expected, found) {
@@ -369,8 +354,9 @@ fn wildcard(word: &str, found: &Value) -> bool {
 fn row(pair: &Value) -> String {
     let request = pair["request"].as_str().unwrap_or("GET /health");
     let request = match pair["raw"].as_str() {
-        Some(raw) => raw.split(" HTTP").next().unwrap_or_default(),
-        None => request,
+        Some("") => "(nothing)".to_owned(),
+        Some(raw) => raw.split([' ', '\r']).take(2).collect::<Vec<_>>().join(" "),
+        None => request.to_owned(),
     };
     let case = pair["case"].as_str().expect("a case");
     let about = if case.is_empty() {
@@ -386,7 +372,7 @@ fn row(pair: &Value) -> String {
     };
     format!(
         "| `{}`{about} | {original} | {ours} | {same} |",
-        known(request)
+        known(&request)
     )
 }
 

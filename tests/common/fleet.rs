@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::host::Host;
 use super::openssl::{Authority, Dates, Leaf};
 use super::process::{Daemon, Run};
-use super::{PATIENCE, free_port, wait_until};
+use super::{PATIENCE, free_port, python, wait_until};
 
 /// A running `cea serve`; killed when dropped.
 #[derive(Debug)]
@@ -400,6 +400,36 @@ pub fn pair(dispatcher: &Host, agent: &Host, port: u16) {
         request.out(),
         request.err()
     );
+}
+
+/// Pairs the stand-in for an agent of 0.12.3 by this name and starts it; it calls itself `legacy.test`.
+#[track_caller]
+pub fn old_agent(dispatcher: &Host, name: &str) -> (Host, Daemon) {
+    let old = Host::new(name);
+    let (port, agent_port) = (free_port(), free_port().to_string());
+    let dir = old.path("tmp");
+    let _pairing = start_pairing(dispatcher, port, &[]);
+    let script = old.write("tmp/agent.py", python::LEGACY_AGENT, 0o644);
+    let mut request = Daemon::start(
+        std::process::Command::new("python3")
+            .arg("-u")
+            .arg(script)
+            .args(["pair", &port.to_string(), name])
+            .arg(&dir)
+            .arg(&agent_port),
+    );
+    let waiting = wait_for_request(dispatcher, name);
+    let id = waiting["id"].as_str().unwrap();
+    dispatcher.ced(&["approve", id]).ok();
+    assert!(
+        request.wait(PATIENCE).success(),
+        "{}{}",
+        request.out(),
+        request.err()
+    );
+    let words = ["serve", &agent_port, python::text(&dir)];
+    let agent = python::start(&old, python::LEGACY_AGENT, &words);
+    (old, agent)
 }
 
 /// A dispatcher and agents that were paired through the real protocol; the agents are not started.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::PATIENCE;
 use super::host::Host;
 use super::process::Daemon;
+use super::{PATIENCE, wait_until};
 
 /// Lines of `ctrl-exec.toml` that let a test come from one address as often as it likes.
 pub const OPEN: &str =
@@ -64,12 +64,12 @@ impl ApiServer {
     pub fn run(host: &Host, words: &[&str]) -> Self {
         let mut daemon = host.start("ced-api", words);
         daemon.wait_for_text("listening on ");
-        let said = daemon.out();
-        let at = said.find("listening on ").expect("on stdout") + "listening on ".len();
-        let text: String = said[at..]
-            .chars()
-            .take_while(|c| c.is_ascii_hexdigit() || "[]:.".contains(*c))
-            .collect();
+        let line = wait_until("the whole line", PATIENCE, || {
+            let said = daemon.out();
+            let (_, rest) = said.split_once("listening on ")?;
+            rest.split_once('\n').map(|(line, _)| line.to_owned())
+        });
+        let text = line.split_whitespace().next().unwrap_or_default();
         let address = text
             .parse()
             .unwrap_or_else(|e| panic!("'listening on {text}': {e}"));

@@ -46,7 +46,7 @@ struct Run {
     submitter: Submitter,
     owner: Option<String>,
     /// Freed when the run has ended.
-    _locks: locks::Held,
+    locks: Option<locks::Held>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -107,7 +107,7 @@ async fn answer(call: Call) -> Result<Response, Response> {
         job,
         submitter,
         owner,
-        _locks: held,
+        locks: Some(held),
         _place: place,
     };
     Ok(match (asynchronous, wanted) {
@@ -142,7 +142,7 @@ async fn lock(call: &Call, targets: &[Target], script: &str) -> Result<locks::He
 
 impl Run {
     /// Runs the script, tells results as they come if somebody wants that, and keeps the record before it answers.
-    async fn wait(self, events: Option<Sender>) -> Response {
+    async fn wait(mut self, events: Option<Sender>) -> Response {
         let began = Instant::now();
         let api = &self.call.api;
         if let Some(events) = &events {
@@ -195,6 +195,8 @@ impl Run {
             dispatch::keep(&store, &record)
         })
         .await;
+        // Whoever is told of the end may run it again.
+        drop(self.locks.take());
         if let Some(events) = &events {
             let mut body = body;
             body["recorded"] = kept.is_ok().into();
