@@ -6,6 +6,7 @@
 mod common;
 
 use common::executor::Executor;
+use common::prometheus::Metrics;
 use common::{Agent, Daemon, Legacy, PATIENCE, python, root_or_skip, tls, wait_until};
 use serde_json::{Value, json};
 
@@ -28,7 +29,10 @@ impl Stage {
         let conf = host.read("etc/ctrl-exec-agent/agent.conf");
         host.write(
             "etc/ctrl-exec-agent/agent.conf",
-            conf.replace("\n[tags]", "executor_socket = /run/exec.sock\n\n[tags]"),
+            conf.replace(
+                "\n[tags]",
+                "executor_socket = /run/exec.sock\nmetrics = dispatchers\n\n[tags]",
+            ),
             0o640,
         );
         let executor = executor(host);
@@ -73,6 +77,12 @@ impl Stage {
         let (status, body) = self.call("GET", &format!("/result/{reqid}"), "");
         assert_eq!(status, 200, "{body}");
         body
+    }
+
+    fn metrics(&self) -> Metrics {
+        let leaf = Some(&self.fleet.dispatcher_leaf);
+        let reply = tls::request(self.agent.address(), leaf, "GET", "/metrics", b"").unwrap();
+        Metrics::read(&String::from_utf8(reply.body).unwrap())
     }
 
     #[track_caller]
@@ -149,6 +159,8 @@ fn a_run_of_the_executor_is_followed_to_its_end() {
         (&json!("hello"), &json!("r1"))
     );
     assert_eq!(rest, "a,b|127.0.0.1");
+    let running = stage.metrics().value("ctrl_exec_agent_jobs_running");
+    assert!((running - 1.0).abs() < f64::EPSILON, "{running}");
     stage.say("go");
     let done = stage.done("r1");
     assert_eq!(
@@ -167,6 +179,19 @@ fn a_run_of_the_executor_is_followed_to_its_end() {
     assert!(body["error"].as_str().unwrap().contains("in use already"));
     assert_eq!(stage.submit("hello", "r3").0, 202);
     stage.done("r3");
+    let page = stage.metrics();
+    for (outcome, count) in [
+        ("failed", 2.0),
+        ("busy", 1.0),
+        ("refused", 1.0),
+        ("ok", 0.0),
+    ] {
+        let series =
+            format!("ctrl_exec_agent_run_results_total{{script=\"hello\",outcome=\"{outcome}\"}}");
+        assert_eq!(page.value(&series), count, "{series}");
+    }
+    let took = "ctrl_exec_agent_run_duration_seconds_count{mode=\"async\"}";
+    assert_eq!(page.value(took), 2.0);
 }
 
 #[test]

@@ -483,7 +483,7 @@ os.execv(sys.argv[3], sys.argv[3:])
     let mut command = Command::new("python3");
     command.args(["-c", MANAGER]).env_clear();
     for socket in [one.as_fd(), two.as_fd()] {
-        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).unwrap();
+        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).expect("an open socket");
         command.arg(socket.as_raw_fd().to_string());
     }
     command.arg(inner.get_program()).stdin(Stdio::null());

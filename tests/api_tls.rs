@@ -162,6 +162,13 @@ fn client_certificates_are_verified_and_can_be_required() {
     assert!(is_served(&server, Some(&alice)));
     assert!(!is_served(&server, Some(&mallory)));
 
+    // A journal that cannot be read is no reason to forget what was known.
+    host.write("etc/ctrl-exec/revoked.jsonl", "no journal\n", 0o640);
+    wait_until("the journal is looked at", PATIENCE, || {
+        assert!(is_served(&server, Some(&alice)));
+        let said = host.log_of("identity-reload");
+        said.iter().any(|l| l.text.contains("ERROR=")).then_some(())
+    });
     // A revocation counts without a word to the server, for connections that exist as well.
     let mut kept = connect(&server, Some(&alice)).unwrap();
     kept.send(get("/health")).unwrap();
@@ -259,7 +266,9 @@ const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let length = u32::try_from(payload.len())
+        .expect("a short frame")
+        .to_be_bytes();
     let mut bytes = length[1..].to_vec();
     bytes.extend([kind, flags]);
     bytes.extend(stream.to_be_bytes());
@@ -274,11 +283,16 @@ fn request(stream: u32) -> Vec<u8> {
 }
 
 fn http2(server: &ApiServer) -> Client {
-    let tcp = TcpStream::connect(server.address()).unwrap();
-    let mut client = Client::offering(tcp, None, TLS13, &[b"h2", b"http/1.1"]).unwrap();
+    let tcp = TcpStream::connect(server.address()).expect("an open connection");
+    let mut client =
+        Client::offering(tcp, None, TLS13, &[b"h2", b"http/1.1"]).expect("an open connection");
     assert_eq!(client.protocol().as_deref(), Some(&b"h2"[..]));
-    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
-    client.send(frame(SETTINGS, 0, 0, &[])).unwrap();
+    client
+        .send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .expect("an open connection");
+    client
+        .send(frame(SETTINGS, 0, 0, &[]))
+        .expect("an open connection");
     client
 }
 
@@ -288,7 +302,7 @@ fn next(client: &mut Client) -> std::io::Result<(u8, u8, u32, Vec<u8>)> {
     client.read_exact(&mut head)?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
     let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-    let mut payload = vec![0; usize::try_from(length).unwrap()];
+    let mut payload = vec![0; usize::try_from(length).expect("a length")];
     client.read_exact(&mut payload)?;
     Ok((head[3], head[4], stream, payload))
 }
@@ -298,7 +312,7 @@ fn bodies(client: &mut Client, mut many: usize) -> Vec<serde_json::Value> {
     let mut open = std::collections::BTreeMap::<u32, Vec<u8>>::new();
     let mut done = Vec::new();
     while many > 0 {
-        let (kind, flags, stream, payload) = next(client).unwrap();
+        let (kind, flags, stream, payload) = next(client).expect("whole JSON answers");
         assert_ne!(kind, RST_STREAM);
         if kind == DATA {
             open.entry(stream).or_default().extend(payload);
@@ -306,7 +320,7 @@ fn bodies(client: &mut Client, mut many: usize) -> Vec<serde_json::Value> {
         if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
             many -= 1;
             let body = open.remove(&stream).unwrap_or_default();
-            done.push(serde_json::from_slice(&body).unwrap());
+            done.push(serde_json::from_slice(&body).expect("whole JSON answers"));
         }
     }
     done

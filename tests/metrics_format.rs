@@ -140,7 +140,7 @@ fn the_page_of_the_api_is_right_whatever_clients_send() {
     }
     metrics.refused(ApiRefusal::Throttled);
     metrics.ran(RunMode::Sync, Duration::from_secs(9999));
-    metrics.agent_connection(false);
+    metrics.agent_connections(1, 0, 2);
     metrics.hook(Duration::from_secs(1));
     let page = Metrics::read(&metrics.render(&FleetState::default()));
     assert_eq!(

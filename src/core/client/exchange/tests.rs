@@ -167,7 +167,7 @@ async fn who_was_revoked_renamed_or_has_expired_meanwhile_is_not_asked_again() {
 
     let journal = world.home.path().join("revoked.jsonl");
     let certificate = world.agent.certificate();
-    let entry = revocation::Entry {
+    let entry = Entry {
         serial: certificate.serial.to_string(),
         spki: Some(keys::spki_sha256(&certificate.spki)),
         agent: None,
