@@ -132,7 +132,12 @@ impl Stage {
             situation = "open";
             let agent = &self.fleet.agents[0];
             agent.write("tmp/go", "", 0o644);
-            agent.wait_for_log(&["ACTION=run-async-done", "SCRIPT=nap"]);
+            // Not by its log: that line comes before the record says so.
+            let path = self.fill("/status/{async}");
+            wait_until("the nap has ended", PATIENCE, || {
+                let told = self.servers["open"].get(&path).json();
+                (told["hosts"]["web1.test"]["status"] == "done").then_some(())
+            });
         }
         let _crowd = (situation == "crowded").then(|| self.crowd());
         let _held = pair["held"].as_str().map(|host| self.hold(host));
