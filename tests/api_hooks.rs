@@ -639,7 +639,42 @@ fn refusals_have_a_price_and_good_credentials_do_not_pay_it() {
     // The same credential in the header.
     api.get_as("good", "/status/00ff").expect(404);
     ping("another guess").expect(429);
+    // A known credential is no cover for a guess beside it.
+    let both = Request::new("POST", "/ping").bearer("a guess in the header");
+    api.send(&both.json(&json!({"hosts": ["a.test"], "token": "good"})))
+        .expect(429);
     assert_eq!(host.log_of("api-throttle").len(), 1);
+}
+
+#[test]
+fn what_everybody_may_do_is_no_ticket() {
+    let host = new_dispatcher("ctl.test");
+    // As the documents of the original advise: status is open, everything else has a token.
+    web::hook(
+        &host,
+        "case $ENVEXEC_ACTION in api|status) exit 0 ;; esac\n[ \"$ENVEXEC_TOKEN$ENVEXEC_BEARER\" = good ] || exit 2",
+    );
+    let lines = HOOKED.replace("0/60/60", "5/60/60");
+    let api = ApiServer::start(&host, &lines);
+    let ping = |token: &str| {
+        let request = Request::new("POST", "/ping").bearer(token);
+        api.send(&request.json(&json!({"hosts": ["a.test"]})))
+    };
+    let guesses: Vec<String> = (0..20)
+        .map(|n| format!("guess {n}").replace(' ', "-"))
+        .collect();
+    for guess in &guesses {
+        api.get_as(guess, "/status/00ff").expect(404);
+    }
+    let run = json!({"hosts": ["a.test"], "script": "s", "token": "good"});
+    api.post("/run", &run).expect(404);
+    let answers: Vec<u16> = guesses.iter().map(|guess| ping(guess).status).collect();
+    assert_eq!(answers[..5], [403; 5]);
+    assert_eq!(answers[5..], [429; 15]);
+    // Who reads results goes on reading, and who runs scripts goes on with everything.
+    api.get_as(&guesses[0], "/status/00ff").expect(404);
+    ping("good").expect(404);
+    api.get_as("good", "/status/00ff").expect(404);
 }
 
 #[test]

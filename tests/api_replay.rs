@@ -52,7 +52,7 @@ struct Stage {
     fleet: Paired,
     servers: BTreeMap<&'static str, ApiServer>,
     words: BTreeMap<String, String>,
-    old: Daemon,
+    _old: Daemon,
     _old_host: Host,
     _agent: Agent,
 }
@@ -119,7 +119,7 @@ impl Stage {
             fleet,
             servers,
             words,
-            old,
+            _old: old,
             _old_host: old_host,
             _agent: agent,
         }
@@ -277,14 +277,6 @@ impl Stage {
             .expect("the directory of locks is there");
         file.lock().expect("nobody runs `true`");
         file
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("the agent of 0.12.3 said\n{}", self.old.out());
-        }
     }
 }
 

@@ -84,16 +84,36 @@ pub(super) struct Call {
     pub(super) http: HttpContext,
 }
 
-/// Names whoever shows a credential, in the bookkeeping of refusals.
-pub(super) fn fingerprint(peer: &Peer, secret: &Secret<String>) -> Option<Fingerprint> {
+/// Names whoever shows a credential for an action, in the bookkeeping of refusals: certificate, token and bearer token together, so that no
+/// known one can stand in front of a guess. `None`: nothing is shown.
+pub(super) fn fingerprint(
+    peer: &Peer,
+    token: &Secret<String>,
+    bearer: &Secret<String>,
+    action: &str,
+) -> Option<Fingerprint> {
     let certificate = peer.certificate.as_ref().map(|c| c.fingerprint());
-    if secret.expose().is_empty() && certificate.is_none() {
-        return None;
-    }
+    let (token, bearer) = (token.expose().as_bytes(), bearer.expose().as_bytes());
+    let shown: &[&[u8]] = match (token.is_empty(), bearer.is_empty()) {
+        (true, true) if certificate.is_none() => return None,
+        (true, true) => &[],
+        // The same wherever it stands.
+        (false, false) if token != bearer => &[token, bearer],
+        (false, _) => &[token],
+        (true, false) => &[bearer],
+    };
     let mut context = digest::Context::new(&digest::SHA256);
-    context.update(certificate.unwrap_or_default().as_bytes());
-    context.update(b"\n");
-    context.update(secret.expose().as_bytes());
+    for part in [
+        action.as_bytes(),
+        certificate.unwrap_or_default().as_bytes(),
+    ] {
+        context.update(part);
+        context.update(b"\n");
+    }
+    for part in shown {
+        context.update(&part.len().to_le_bytes());
+        context.update(part);
+    }
     let mut name = Fingerprint::default();
     name.copy_from_slice(context.finish().as_ref());
     Some(name)
@@ -223,7 +243,7 @@ impl Call {
     pub(super) async fn authorise(&self, asked: &HookContext) -> Result<(), Response> {
         match ask(&self.api, &self.snapshot, &self.peer, asked).await {
             Decision::Allowed => {
-                self.accepted(&asked.token);
+                self.accepted(&asked.token, asked.action);
                 Ok(())
             }
             Decision::Denied { reason, code } => {
@@ -234,13 +254,9 @@ impl Call {
     }
 
     /// Gate 2 has let a credential pass.
-    pub(super) fn accepted(&self, token: &Secret<String>) {
-        let secret = if token.expose().is_empty() {
-            &self.bearer
-        } else {
-            token
-        };
-        if let Some(credential) = fingerprint(&self.peer, secret) {
+    pub(super) fn accepted(&self, token: &Secret<String>, action: HookAction) {
+        let credential = fingerprint(&self.peer, token, &self.bearer, action.as_str());
+        if let Some(credential) = credential {
             let source = self.peer.source();
             self.api
                 .throttle()

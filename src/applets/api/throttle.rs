@@ -69,11 +69,11 @@ impl Throttle {
         }
     }
 
-    /// Whether the hook may be asked about a request.
+    /// Whether the hook may be asked about a request. One of `credentials` that was accepted suffices.
     pub(super) fn ask(
         &mut self,
         source: &str,
-        credential: Option<&Fingerprint>,
+        credentials: &[Option<Fingerprint>],
         now: Instant,
     ) -> Door {
         let Some(until) = self.sources.get(source).and_then(|s| s.blocked_until) else {
@@ -84,7 +84,7 @@ impl Throttle {
             self.sources.remove(source);
             return Door::Open;
         }
-        let good = credential.is_some_and(|credential| {
+        let good = credentials.iter().flatten().any(|credential| {
             self.known
                 .get(&(source.to_owned(), *credential))
                 .is_some_and(|at| now.saturating_duration_since(*at) < KNOWN_FOR)
@@ -171,20 +171,20 @@ mod tests {
         throttle.accepted("a", GOOD, at(0));
         assert!(!throttle.refused("a", at(0)).blocks);
         assert!(!throttle.refused("a", at(1)).blocks);
-        assert_eq!(throttle.ask("a", Some(&BAD), at(1)), Door::Open);
+        assert_eq!(throttle.ask("a", &[Some(BAD)], at(1)), Door::Open);
         assert!(throttle.refused("a", at(2)).blocks);
         assert!(!throttle.refused("a", at(2)).blocks, "said once");
         assert_eq!(
-            throttle.ask("a", Some(&BAD), at(12)),
+            throttle.ask("a", &[Some(BAD)], at(12)),
             Door::Closed(Duration::from_secs(50))
         );
         assert_eq!(
-            throttle.ask("a", None, at(12)),
+            throttle.ask("a", &[None], at(12)),
             Door::Closed(Duration::from_secs(50))
         );
-        assert_eq!(throttle.ask("a", Some(&GOOD), at(12)), Door::Open);
-        assert_eq!(throttle.ask("b", Some(&BAD), at(12)), Door::Open);
-        assert_eq!(throttle.ask("a", Some(&BAD), at(62)), Door::Open);
+        assert_eq!(throttle.ask("a", &[Some(GOOD)], at(12)), Door::Open);
+        assert_eq!(throttle.ask("b", &[Some(BAD)], at(12)), Door::Open);
+        assert_eq!(throttle.ask("a", &[Some(BAD)], at(62)), Door::Open);
     }
 
     #[test]
@@ -215,7 +215,7 @@ mod tests {
         let last = (3 * MAX_SOURCES - 1).to_string();
         let now = start + Duration::from_secs(13);
         assert!(matches!(
-            throttle.ask(&last, Some(&BAD), now),
+            throttle.ask(&last, &[Some(BAD)], now),
             Door::Closed(_)
         ));
     }

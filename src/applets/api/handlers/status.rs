@@ -107,7 +107,7 @@ pub(super) async fn find(
         ..call.asks(action)
     };
     match call::ask(&call.api, &call.snapshot, &call.peer, &asked).await {
-        Decision::Allowed => call.accepted(&asked.token),
+        Decision::Allowed => call.accepted(&asked.token, action),
         Decision::Denied { .. } => {
             call.api.metrics.refused(ApiRefusal::Auth);
             return Err(absent(&reqid));
