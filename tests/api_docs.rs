@@ -63,7 +63,7 @@ fn fits(expected: &Value, real: &Value) -> bool {
 }
 
 fn values(text: &str, what: &str) -> Vec<Value> {
-    let values = Deserializer::from_str(text).into_iter().collect();
+    let values: Result<Vec<Value>, _> = Deserializer::from_str(text).into_iter().collect();
     values.unwrap_or_else(|e| panic!("{what} is no JSON ({e}): {text}"))
 }
 

@@ -1,5 +1,7 @@
 //! SIGHUP: everything is read anew, and counts only if all of it is usable.
 
+use std::time::Instant;
+
 use crate::applets::api::state::{Api, LoadError, Snapshot};
 use crate::complain;
 use crate::core::config::DispatcherConfig;
@@ -36,6 +38,8 @@ impl Api {
                 .warning();
         }
         fresh.clock.raise(old.clock.floor());
+        self.throttle()
+            .follow(fresh.config.api.refusal_limit, Instant::now());
         let tls = if fresh.tls.is_some() { "yes" } else { "no" };
         self.put_in_force(fresh);
         complain!("configuration reloaded");
@@ -56,6 +60,7 @@ fn needs_restart(old: &DispatcherConfig, fresh: &DispatcherConfig) -> Vec<&'stat
             "api_max_connections",
             a.max_connections != b.max_connections,
         ),
+        ("api_answer_memory", a.answer_memory != b.answer_memory),
         ("max_parallel", old.max_parallel != fresh.max_parallel),
     ]
     .into_iter()

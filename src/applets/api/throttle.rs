@@ -69,6 +69,13 @@ impl Throttle {
         }
     }
 
+    /// Another configuration: what was counted under another rate is forgotten.
+    pub(super) fn follow(&mut self, rate: Option<RateSpec>, now: Instant) {
+        if rate != self.rate {
+            *self = Self::new(rate, now);
+        }
+    }
+
     /// Whether the hook may be asked about a request. One of `credentials` that was accepted suffices.
     pub(super) fn ask(
         &mut self,

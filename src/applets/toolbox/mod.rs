@@ -82,13 +82,11 @@ fn usage() -> String {
          Usage: ctrl-exec PROGRAM|TOOL|VERB [ARGUMENT...]\n       PROGRAM [ARGUMENT...]   (by a link, see 'ctrl-exec links')\n\nPrograms:\n"
     );
     for applet in APPLETS.iter().filter(|a| a.name != "ctrl-exec") {
-        let _ = writeln!(
-            text,
-            "  {:<14} {} (also: {})",
-            applet.name,
-            applet.summary,
-            applet.aliases.join(", ")
-        );
+        let _ = write!(text, "  {:<14} {}", applet.name, applet.summary);
+        if !applet.aliases.is_empty() {
+            let _ = write!(text, " (also: {})", applet.aliases.join(", "));
+        }
+        text.push('\n');
     }
     text.push_str("\nTools:\n");
     for (name, summary, _) in TOOLS {

@@ -102,6 +102,14 @@ pub fn convert_dispatcher(config: &DispatcherConfig, paths: &Paths) -> String {
     if api.auth_default == AuthDefault::Allow {
         w.set("api_auth_default", "allow");
     }
+    w.rate("api_refusal_limit", api.refusal_limit, ad.refusal_limit);
+    // Whole MiB in the file.
+    w.count(
+        "api_answer_memory",
+        api.answer_memory >> 20,
+        ad.answer_memory >> 20,
+    );
+    w.unless("api_metrics", &api.metrics, &ad.metrics);
     w.unless(
         "auth_deny_generic",
         &api.auth_deny_generic,
@@ -369,7 +377,7 @@ mod tests {
     fn dispatchers_round_trip() {
         for extra in [
             "",
-            "ca_dir=/ca\nregistry_dir=/r\nrevoked_file=/rev\npairing_dir=/p\nlocks_dir=/l\nruns_dir=/u\nrun_retention=61\nauth_hook=/h\nauth_hook_timeout=3\nread_timeout=1\nconnect_timeout=2\nmax_parallel=3\ncert_days=4\ndispatcher_id=x\nservice_user=u\npairing_timeout=5\npairing_max_queue=6\npairing_rate_limit_volume=7/8/9\npairing_require_bound_code=y\npairing_bind=127.0.0.1\npairing_port=10\ncert_renewal_days=11\ncert_overlap_days=12\ncert_check_interval=13\nrotation_file=/rot\napi_port=14\napi_bind=::1\napi_cert=/ac\napi_key=/ak\napi_max_children=15\napi_max_connections=16\napi_tcp=off\napi_socket=/run/s\napi_socket_mode=0600\napi_client_ca=/cca\napi_client_cert=required\napi_auth_default=allow\nauth_deny_generic=on\n",
+            "ca_dir=/ca\nregistry_dir=/r\nrevoked_file=/rev\npairing_dir=/p\nlocks_dir=/l\nruns_dir=/u\nrun_retention=61\nauth_hook=/h\nauth_hook_timeout=3\nread_timeout=1\nconnect_timeout=2\nmax_parallel=3\ncert_days=4\ndispatcher_id=x\nservice_user=u\npairing_timeout=5\npairing_max_queue=6\npairing_rate_limit_volume=7/8/9\npairing_require_bound_code=y\npairing_bind=127.0.0.1\npairing_port=10\ncert_renewal_days=11\ncert_overlap_days=12\ncert_check_interval=13\nrotation_file=/rot\napi_port=14\napi_bind=::1\napi_cert=/ac\napi_key=/ak\napi_max_children=15\napi_max_connections=16\napi_tcp=off\napi_socket=/run/s\napi_socket_mode=0600\napi_client_ca=/cca\napi_client_cert=required\napi_auth_default=allow\nauth_deny_generic=on\napi_refusal_limit=17/18/19\napi_answer_memory=20\napi_metrics=off\n",
             "pairing_rate_limit_disable=1\n",
         ] {
             let host = Host::new();

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -52,16 +53,45 @@ fn writable(dir: &Path) -> Result<(), String> {
 /// # Errors
 /// A sentence: it cannot be reached, is silent, or says something else.
 pub fn ask_api(api: &ApiSettings) -> Result<String, String> {
-    let address = SocketAddr::new(reachable(api.bind), api.port);
-    let failed = |error: io::Error| format!("the API at {address} does not answer: {error}");
-    let status = exchange(address, api.tls.is_some()).map_err(failed)?;
+    let (place, status) = match &api.socket {
+        // What it is asked about most surely: TLS may want a certificate that we have not got.
+        Some(path) => (path.display().to_string(), ask_socket(path)),
+        None => {
+            let address = SocketAddr::new(reachable(api.bind), api.port);
+            (address.to_string(), exchange(address, api.tls.is_some()))
+        }
+    };
+    let wants_certificate =
+        api.socket.is_none() && api.clients.as_ref().is_some_and(|c| c.required);
     match status {
-        200 => Ok(format!("answers at {address}")),
-        401 | 403 => Ok(format!(
-            "answers at {address} (HTTP {status}: its hook lets nobody in without a token)"
+        Ok(200) => Ok(format!("answers at {place}")),
+        Ok(status @ (401 | 403)) => Ok(format!(
+            "answers at {place} (HTTP {status}: its hook lets nobody in without a token)"
         )),
-        other => Err(format!("the API at {address} answers HTTP {other}")),
+        Ok(429) => Ok(format!(
+            "answers at {place} (HTTP 429: too many refused requests of this host lately)"
+        )),
+        Ok(other) => Err(format!("the API at {place} answers HTTP {other}")),
+        // It hangs up on us in the handshake, which it could not if it were not there.
+        Err(error) if wants_certificate && is_tls_alert(&error) => Ok(format!(
+            "answers at {place} (it wants a client certificate)"
+        )),
+        Err(error) => Err(format!("the API at {place} does not answer: {error}")),
     }
+}
+
+fn is_tls_alert(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        .is_some_and(|error| matches!(error, rustls::Error::AlertReceived(_)))
+}
+
+fn ask_socket(path: &Path) -> io::Result<u16> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(API_TIMEOUT))?;
+    stream.set_write_timeout(Some(API_TIMEOUT))?;
+    ask(stream, Instant::now() + API_TIMEOUT)
 }
 
 fn reachable(bind: IpAddr) -> IpAddr {
