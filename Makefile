@@ -41,7 +41,8 @@ demo: static
 	$(STATIC) demo
 
 bench: static
-	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) $(CARGO) bench --locked --bench main
+	sh dist/static.sh --example bare-http
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) CTRL_EXEC_BENCH_BARE=$(CURDIR)/target/dist/bare-http-$(ARCH) $(CARGO) bench --locked --bench main
 
 size: static
 	sh dist/size.sh $(STATIC)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the static musl binary with whichever toolchain is there and puts it to target/dist/ctrl-exec-ARCH.
 #   static.sh              build
+#   static.sh --example X  the same for an example of the package: what the bench compares the binary with
 #   static.sh --can-build  exit 0 if the compilers for it are there
 #   static.sh --smallest   exit 0 if the first of the ways below is there
 #   static.sh --tools      fetch Zig's C toolchain (only for the third way)
@@ -46,6 +47,12 @@ case ${1:-} in
     ;;
 esac
 
+name=ctrl-exec
+wanted=
+if [ "${1:-}" = --example ]; then
+    name=$2
+    wanted="--example $name"
+fi
 way=$(way) || {
     echo "No toolchain for $target: run 'make deps' first." >&2
     exit 1
@@ -56,21 +63,22 @@ epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 export CTRL_EXEC_BUILD_EPOCH="$epoch"
 case $way in
 rustup)
-    RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release --target "$target"
-    built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
+    RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release $wanted --target "$target"
+    built=${CARGO_TARGET_DIR:-target}/$target/release
     ;;
 native)
-    RUSTFLAGS="-Ctarget-feature=+crt-static -Cforce-unwind-tables=no" cargo build --locked --release --target-dir "${CARGO_TARGET_DIR:-target}/static"
-    built=${CARGO_TARGET_DIR:-target}/static/release/ctrl-exec
+    RUSTFLAGS="-Ctarget-feature=+crt-static -Cforce-unwind-tables=no" cargo build --locked --release $wanted --target-dir "${CARGO_TARGET_DIR:-target}/static"
+    built=${CARGO_TARGET_DIR:-target}/static/release
     ;;
 debian)
     sh "$0" --tools
     PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Clink-self-contained=no -Cforce-unwind-tables=no" \
-        "$venv/bin/cargo-zigbuild" zigbuild --locked --release -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
-    built=${CARGO_TARGET_DIR:-target}/$target/release/ctrl-exec
+        "$venv/bin/cargo-zigbuild" zigbuild --locked --release $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
+    built=${CARGO_TARGET_DIR:-target}/$target/release
     ;;
 esac
+built=$built${wanted:+/examples}/$name
 mkdir -p target/dist
-cp "$built" "target/dist/ctrl-exec-$arch.new"
-mv "target/dist/ctrl-exec-$arch.new" "target/dist/ctrl-exec-$arch"
-echo "target/dist/ctrl-exec-$arch ($way): $(wc -c <"target/dist/ctrl-exec-$arch") bytes"
+cp "$built" "target/dist/$name-$arch.new"
+mv "target/dist/$name-$arch.new" "target/dist/$name-$arch"
+echo "target/dist/$name-$arch ($way): $(wc -c <"target/dist/$name-$arch") bytes"

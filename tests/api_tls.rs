@@ -252,7 +252,7 @@ fn an_idle_connection_is_small_with_tls_too() {
     let after = status_kib(server.pid(), "VmRSS:");
     let each = after.saturating_sub(before) * 1024 / MANY as u64;
     println!("{each} bytes per idle TLS connection ({before} KiB, then {after} KiB)");
-    assert!(each < 32 * 1024, "{each} bytes per idle TLS connection");
+    assert!(each < 24 * 1024, "{each} bytes per idle TLS connection");
 }
 
 // ---- HTTP/2, by hand ----

@@ -5,10 +5,11 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::fleet::{
-    DISPATCHER_CONF, legacy_dispatcher, new_agent, requests, start_pairing, wait_for_request,
+    DISPATCHER_CONF, legacy_dispatcher, new_agent, pair, requests, start_pairing, wait_for_request,
 };
 use common::openssl::{Authority, Dates, openssl, serial_of};
 use common::rotating::{kept, record_path};
@@ -138,6 +139,8 @@ fn two_hosts_of_one_identity_maintain_rotate_and_approve_at_once() {
         })
         .collect();
     let over = AtomicBool::new(false);
+    let refused = Mutex::new(Vec::new());
+    let too_late = &refused;
     let states = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch(first, STATE, &over));
         let mut jobs = Vec::new();
@@ -175,11 +178,19 @@ fn two_hosts_of_one_identity_maintain_rotate_and_approve_at_once() {
                 ];
                 let mut request = host.start("cea", &[&words, &["--lookup-by", "ip"][..]].concat());
                 let id = wait_for_request(approving, host.name())["id"].clone();
-                approving
-                    .ced(&["approve", id.as_str().expect("an id")])
-                    .ok();
-                let status = request.wait(PATIENCE * 2);
-                assert!(status.success(), "{}{}", request.out(), request.err());
+                let id = id.as_str().expect("an id");
+                let approved = approving.ced(&["approve", id]);
+                if approved.code() == 0 {
+                    let status = request.wait(PATIENCE * 2);
+                    assert!(status.success(), "{}{}", request.out(), request.err());
+                    return;
+                }
+                // A code is bound to the dispatcher's certificate: after a rotation in between it is good for nothing.
+                let said = approved.err();
+                assert!(said.contains("was replaced since"), "{said}");
+                approving.ced(&["deny", id]).ok();
+                request.wait(PATIENCE * 2);
+                too_late.lock().expect("no job fails").push(host);
             }));
         }
         let end = Over(&over);
@@ -193,6 +204,14 @@ fn two_hosts_of_one_identity_maintain_rotate_and_approve_at_once() {
     pairing.signal(Signal::TERM);
     assert!(pairing.wait(PATIENCE).success());
     assert_eq!(requests(first).len(), 0);
+    // A new pairing mode shows the certificate that is in force now.
+    let port = free_port();
+    let mut pairing = start_pairing(second, port, &[]);
+    for host in refused.into_inner().expect("no job fails") {
+        pair(second, host, port);
+    }
+    pairing.signal(Signal::TERM);
+    assert!(pairing.wait(PATIENCE).success());
 
     // Everybody is served, from both hosts.
     let agents: Vec<Agent> = joining.iter().map(Agent::start).collect();

@@ -354,7 +354,6 @@ fn the_patterns_name_actions_that_are_written_and_find_their_lines() {
         &mut said,
     );
     // Of the API (spec/operations.md 11.2).
-    said.insert("api-overload".to_owned());
     for line in patterns.lines() {
         assert!(
             line.starts_with("ACTION="),

@@ -1,11 +1,13 @@
 //! `make bench`: what our programs cost, each as a ratio to a reference measured in the same run on the same machine.
 //!
 //! Timings are reported, never asserted: a loaded machine is no bug. Memory and size do not depend on load; breaking their bounds ends
-//! the bench with an error. `cargo bench --bench main -- scale` is the part about the number of records alone.
+//! the bench with an error. `cargo bench --bench main -- scale` is the part about the number of records alone, `-- api` that about the HTTP API.
 
 // A bench prints; it is its own program and not part of the product.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod api;
+mod bare;
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod executor;
@@ -36,11 +38,19 @@ fn main() -> ExitCode {
     if let Some(exit) = reference::play(&words[1..]) {
         return exit;
     }
+    if words.iter().any(|w| w == api::stage::BARE) {
+        bare::main();
+        return ExitCode::SUCCESS;
+    }
     let mut report = Report::default();
     println!("binary: {}", binary().display());
     if words.iter().any(|w| w == "scale") {
         scale::state_files(&mut report);
         scale::rotation_of_a_fleet(&mut report);
+        return report.finish();
+    }
+    if words.iter().any(|w| w == "api") {
+        api::all(&mut report);
         return report.finish();
     }
     size(&mut report);
@@ -61,6 +71,7 @@ fn main() -> ExitCode {
     rates(&mut report, &fleet, &agent, &reference);
     fan_out(&mut report, &fleet, &agent);
     executor::all(&mut report);
+    api::all(&mut report);
     scale::state_files(&mut report);
     scale::rotation_of_a_fleet(&mut report);
     report.finish()

@@ -8,7 +8,7 @@ use std::fmt::{Display, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How urgent a line is; the names of the original.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -156,6 +156,44 @@ struct SyslogState {
     socket: Option<UnixDatagram>,
     last_attempt: Option<Instant>,
     dropped: u64,
+    head: Head,
+}
+
+/// What every line of one second, urgency and process begins with. Making it costs more than everything else about a line, and a server writes
+/// several lines for each request.
+#[derive(Default)]
+struct Head {
+    made_for: Option<(u64, log::Level, u32)>,
+    bytes: Vec<u8>,
+}
+
+impl Head {
+    /// `None`: it cannot be told what time it is.
+    fn of(&mut self, ident: &str, level: log::Level) -> Option<&[u8]> {
+        use syslog::LogFormat as _;
+        // The executor forks: a child has another number than the one that has made the head.
+        let pid = std::process::id();
+        let second = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+        let wanted = Some((second, level, pid));
+        if self.made_for != wanted {
+            let formatter = syslog::Formatter3164 {
+                facility: syslog::Facility::LOG_DAEMON,
+                hostname: None,
+                process: ident.to_owned(),
+                pid,
+            };
+            let severity = match level {
+                log::Level::Error => syslog::Severity::LOG_ERR,
+                log::Level::Warn => syslog::Severity::LOG_WARNING,
+                _ => syslog::Severity::LOG_INFO,
+            };
+            self.made_for = None;
+            self.bytes.clear();
+            formatter.format(&mut self.bytes, severity, "").ok()?;
+            self.made_for = wanted;
+        }
+        Some(&self.bytes)
+    }
 }
 
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
@@ -232,26 +270,11 @@ impl SyslogState {
         false
     }
 
-    fn send_once(&self, ident: &str, level: log::Level, line: &str) -> bool {
-        use syslog::LogFormat as _;
-        let formatter = syslog::Formatter3164 {
-            facility: syslog::Facility::LOG_DAEMON,
-            hostname: None,
-            process: ident.to_owned(),
-            pid: std::process::id(),
+    fn send_once(&mut self, ident: &str, level: log::Level, line: &str) -> bool {
+        let (Some(socket), Some(head)) = (&self.socket, self.head.of(ident, level)) else {
+            return false;
         };
-        let mut datagram = Vec::with_capacity(line.len() + 64);
-        let formatted = match level {
-            log::Level::Error => formatter.format(&mut datagram, syslog::Severity::LOG_ERR, line),
-            log::Level::Warn => {
-                formatter.format(&mut datagram, syslog::Severity::LOG_WARNING, line)
-            }
-            _ => formatter.format(&mut datagram, syslog::Severity::LOG_INFO, line),
-        };
-        match &self.socket {
-            Some(socket) => formatted.is_ok() && socket.send(&datagram).is_ok(),
-            None => false,
-        }
+        socket.send(&[head, line.as_bytes()].concat()).is_ok()
     }
 }
 
@@ -311,6 +334,25 @@ mod tests {
         assert!(note.contains("ACTION=log-lost COUNT=1"), "{note}");
         let n = second.recv(&mut buffer).unwrap();
         assert!(String::from_utf8_lossy(&buffer[..n]).starts_with("<27>"));
+    }
+
+    #[test]
+    fn the_head_of_a_line_tells_its_urgency_process_and_second() {
+        let mut head = Head::default();
+        let mut of = |level| String::from_utf8(head.of("t", level).unwrap().to_vec()).unwrap();
+        let end = format!(" t[{}]: ", std::process::id());
+        for (level, begin) in [
+            (log::Level::Info, "<30>"),
+            (log::Level::Info, "<30>"),
+            (log::Level::Error, "<27>"),
+            (log::Level::Warn, "<28>"),
+        ] {
+            let said = of(level);
+            assert!(said.starts_with(begin) && said.ends_with(&end), "{said}");
+        }
+        head.made_for = Some((1, log::Level::Info, std::process::id()));
+        head.bytes = b"old".to_vec();
+        assert_ne!(head.of("t", log::Level::Info), Some(b"old".as_slice()));
     }
 
     proptest! {

@@ -158,6 +158,8 @@ impl Exchange {
             begun,
             phase: phase.clone(),
             refused: refused.clone(),
+            turn: self.turn.clone(),
+            waiting: None,
         };
         let handler = Handler(Arc::new(self));
         let io = TokioIo::new(Patient::new(watched, phase.clone(), deadlines));
@@ -173,9 +175,11 @@ impl Exchange {
         let at_rest = loop {
             let progress = std::future::poll_fn(|cx| poll_to_rest(&mut connection, &phase, cx));
             tokio::select! {
-                at_rest = progress => break at_rest,
+                // A request that has lost its place must not begin all the same.
+                biased;
                 () = seat.told_to_leave() => return End::Dismissed,
                 () = House::told_to_stop(&mut stop), if !stopping => stopping = true,
+                at_rest = progress => break at_rest,
             }
             Pin::new(&mut connection).graceful_shutdown();
         };
@@ -215,7 +219,7 @@ impl Service<Request<Incoming>> for Handler {
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.0.phase.request_begins();
-        self.0.turn.headers_are_complete();
+        self.0.turn.is_busy();
         let exchange = self.0.clone();
         Box::pin(async move { Ok(exchange.answer(request).await) })
     }
@@ -257,9 +261,24 @@ struct Watched {
     begun: Bytes,
     phase: Phase,
     refused: Arc<AtomicU16>,
+    turn: Arc<Turn>,
+    /// Since when the body of a request has been waited for.
+    waiting: Option<Instant>,
 }
 
 impl Watched {
+    /// HTTP reads while a request is worked on only if its handler wants more of the body.
+    fn mind_body(&mut self, has_come: bool) {
+        if self.phase.is_in_headers() || self.phase.is_idle() {
+            self.waiting = None;
+        } else if has_come {
+            self.turn.is_busy();
+        } else {
+            let since = *self.waiting.get_or_insert_with(Instant::now);
+            self.turn.waits_for_body(since);
+        }
+    }
+
     /// The status of an answer that no handler has given.
     fn refusal(&self, bytes: &[u8]) -> Option<u16> {
         if !(self.phase.is_in_headers() || self.phase.is_idle()) {
@@ -277,7 +296,9 @@ impl AsyncRead for Watched {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.begun.is_empty() {
-            return Pin::new(&mut self.wire).poll_read(cx, buffer);
+            let read = Pin::new(&mut self.wire).poll_read(cx, buffer);
+            self.mind_body(read.is_ready());
+            return read;
         }
         let piece = self.begun.len().min(buffer.remaining());
         buffer.put_slice(&self.begun.split_to(piece));

@@ -2,7 +2,7 @@
 //!
 //! A connection that rests between two requests costs a descriptor and little memory; it counts as open and no more. From the first
 //! byte of a request to the end of its answer it takes one of the places for requests (`api_max_children`). Whoever dawdles over the
-//! headers of a request loses its place to whoever comes next.
+//! headers or the body of a request loses its place to whoever comes next.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 const MAX_APOLOGIES: usize = 16;
 /// The headers of a request may take this long even when others wait for its place.
 const HASTE: Duration = Duration::from_millis(500);
+/// The same for its body, from the first time that we had to wait for it.
+const BODY_HASTE: Duration = Duration::from_secs(2);
 
 /// All connections of the server.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ struct Guest {
     leave: Arc<Notify>,
 }
 
-/// Since when the headers of a request have been incomplete, and how to end that; `None` once they are complete.
+/// From when on a request that is not complete may be ended for others, and how; `None` while nothing of it is waited for.
 type Dawdling = Option<(Instant, Arc<Notify>)>;
 
 /// One open connection; its place is free when this is dropped.
@@ -61,6 +63,8 @@ pub(super) struct Turn {
     places: Arc<Places>,
     id: u64,
     apology: bool,
+    /// How to end the connection that it came over.
+    leave: Option<Arc<Notify>>,
 }
 
 /// What becomes of a request.
@@ -139,10 +143,11 @@ impl Places {
             places: self.clone(),
             id,
             apology,
+            leave: seat.map(|seat| seat.leave.clone()),
         };
         let id = table.turn();
         if live < self.cap || table.dismiss_dawdler(now) {
-            let dawdling = seat.map(|seat| (now, seat.leave.clone()));
+            let dawdling = seat.map(|seat| (now + HASTE, seat.leave.clone()));
             table.requests.insert(id, dawdling);
             return Admission::Welcome(turn(id, false));
         }
@@ -182,13 +187,9 @@ impl Table {
         true
     }
 
-    /// Ends the request whose headers have been incomplete for longest, if that is long.
+    /// Ends the oldest request of which something has been waited for too long.
     fn dismiss_dawdler(&mut self, now: Instant) -> bool {
-        let slow = |dawdling: &Dawdling| {
-            dawdling
-                .as_ref()
-                .is_some_and(|(since, _)| now.saturating_duration_since(*since) >= HASTE)
-        };
+        let slow = |dawdling: &Dawdling| dawdling.as_ref().is_some_and(|(end, _)| *end <= now);
         let found = self
             .requests
             .iter()
@@ -256,10 +257,20 @@ impl Drop for Seat {
 }
 
 impl Turn {
-    /// From now on it takes as long as it takes.
-    pub(super) fn headers_are_complete(&self) {
+    /// It waits for nothing from the peer: it takes as long as it takes.
+    pub(super) fn is_busy(&self) {
+        self.set(None);
+    }
+
+    /// It has waited for its body, on and off, since then.
+    pub(super) fn waits_for_body(&self, since: Instant) {
+        let leave = self.leave.clone();
+        self.set(leave.map(|leave| (since + BODY_HASTE, leave)));
+    }
+
+    fn set(&self, fresh: Dawdling) {
         if let Some(dawdling) = self.places.table().requests.get_mut(&self.id) {
-            *dawdling = None;
+            *dawdling = fresh;
         }
     }
 }
@@ -368,7 +379,7 @@ mod tests {
         let Admission::Welcome(complete) = places.begin(Some(&done), now) else {
             panic!("there is a place");
         };
-        complete.headers_are_complete();
+        complete.is_busy();
         let dawdler = places.begin(Some(&slow), now);
         let soon = now + HASTE / 2;
         assert!(matches!(
@@ -378,6 +389,11 @@ mod tests {
         let next = places.begin(None, now + HASTE);
         assert!(matches!(next, Admission::Welcome(_)));
         assert!(is_dismissed(&slow) && !is_dismissed(&done));
+        // So does who dawdles over a body, but not at once.
+        complete.waits_for_body(now);
+        let full = places.begin(None, now + BODY_HASTE / 2);
+        assert!(matches!(full, Admission::Overloaded { .. }));
+        complete.is_busy();
         // Its end frees no second place.
         drop(dawdler);
         let later = now + 2 * HASTE;
@@ -385,7 +401,10 @@ mod tests {
             places.begin(None, later),
             Admission::Overloaded { .. }
         ));
-        drop((complete, next));
+        complete.waits_for_body(now);
+        let last = places.begin(None, now + BODY_HASTE);
+        assert!(matches!(last, Admission::Welcome(_)) && is_dismissed(&done));
+        drop((complete, next, last));
         assert!(places.table().requests.is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,7 +26,7 @@ use crate::core::maintenance::Maintenance;
 use crate::core::metrics::ApiMetrics;
 use crate::core::registry::AgentRecord;
 use crate::core::runs::Store;
-use crate::core::types::AgentName;
+use crate::core::types::{AgentName, ReqId};
 
 /// Requests that are worked on at the same time, those included whose clients have gone.
 const MAX_WORK: u32 = 1 << 16;
@@ -113,7 +113,12 @@ pub(super) struct Api {
     started: Instant,
     /// Agents that have answered and were not told yet what they have missed.
     heard: Mutex<BTreeMap<AgentName, AgentRecord>>,
+    /// Runs on agents of the original, and when these were last asked about them.
+    asked: Mutex<BTreeMap<ReqId, Instant>>,
 }
+
+/// Agents of the original are asked about a run this often and no more: they take ten connections a minute, the submission among them.
+const OLD_AGENTS_PAUSE: Duration = Duration::from_secs(8);
 
 /// Old records are looked for this often at most.
 const PURGE_PAUSE: u64 = 60;
@@ -137,7 +142,8 @@ impl Api {
             listing: Semaphore::new(1),
             purge: AtomicU64::new(0),
             started: Instant::now(),
-            heard: Mutex::new(BTreeMap::new()),
+            heard: Mutex::default(),
+            asked: Mutex::default(),
             metrics: Arc::new(metrics),
             context,
             file,
@@ -185,6 +191,20 @@ impl Api {
                 .purge
                 .compare_exchange(due, now + PURGE_PAUSE, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
+    }
+
+    /// Whether the agents of a run may be asked about it once more. `patient`: none of them minds how often.
+    pub(super) fn may_ask(&self, reqid: &ReqId, patient: bool) -> bool {
+        if patient {
+            return true;
+        }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|_, at| at.elapsed() < OLD_AGENTS_PAUSE);
+        if asked.contains_key(reqid) || asked.len() >= MAX_HEARD {
+            return false;
+        }
+        asked.insert(reqid.clone(), Instant::now());
+        true
     }
 
     /// Agents have been asked: those that answered will be told what they have missed.
