@@ -201,6 +201,16 @@ pub fn replace(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableErro
     prepare(target, bytes, mode, Owner::default())?.commit()
 }
 
+/// Puts a new file in place: whole, or not at all. Unlike [`replace`] its name is not synced: after a power cut within the seconds that the
+/// file system takes for that, it may be as if the file had never been written. For what nobody has been promised, and what would not
+/// be missed.
+///
+/// # Errors
+/// Any step fails; the old file is then still there, whole.
+pub fn place(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
+    prepare(target, bytes, mode, Owner::default())?.rename()
+}
+
 /// Like [`replace`], keeping owner and group of the file that is replaced (where there is one and we may).
 ///
 /// # Errors
@@ -508,6 +518,17 @@ mod tests {
         assert!(result.is_err() && cut && a.exists() && !b.exists());
         let (result, cut) = crash::after(9, both);
         assert!(result.is_ok() && !cut && b.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_placed_is_whole_or_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a");
+        let (result, cut) = crash::after(0, || place(&target, b"new", 0o640));
+        assert!(result.is_err() && cut && !target.exists());
+        place(&target, b"new", 0o640).unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&target).unwrap().mode() & 0o7777, 0o640);
     }
 
     #[test]

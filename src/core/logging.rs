@@ -3,7 +3,6 @@
 //! A value that is plain (no blanks, quotes, backslashes or control characters) stands as it is. Any other value is put in double
 //! quotes and escaped, so that no value can forge a key or a line: that is the one deviation from the original's format.
 
-use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -33,7 +32,8 @@ impl Priority {
 #[must_use = "an action line is written by .info(), .warning() or .err()"]
 pub struct Action {
     name: &'static str,
-    fields: BTreeMap<&'static str, String>,
+    /// Sorted by key, each key once.
+    fields: Vec<(&'static str, String)>,
 }
 
 /// Longest value that is written; the rest is replaced by `...` (a line stays below what syslog daemons take).
@@ -43,14 +43,18 @@ impl Action {
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
-            fields: BTreeMap::new(),
+            fields: Vec::new(),
         }
     }
 
     /// Adds `KEY=value`. Keys are upper-case words.
     pub fn field(mut self, key: &'static str, value: impl Display) -> Self {
         debug_assert!(key.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
-        self.fields.insert(key, value.to_string());
+        let value = value.to_string();
+        match self.fields.binary_search_by_key(&key, |(key, _)| key) {
+            Ok(at) => self.fields[at].1 = value,
+            Err(at) => self.fields.insert(at, (key, value)),
+        }
         self
     }
 
@@ -72,22 +76,34 @@ impl Action {
 
     /// The line as it is written, without program name and priority.
     pub fn render(&self) -> String {
-        let mut line = format!("ACTION={}", escape(self.name));
+        let mut line = String::with_capacity(256);
+        line.push_str("ACTION=");
+        escape(self.name, &mut line);
         for (key, value) in &self.fields {
-            let _ = write!(line, " {key}={}", escape(value));
+            line.push(' ');
+            line.push_str(key);
+            line.push('=');
+            escape(value, &mut line);
         }
         line
     }
 }
 
-fn escape(value: &str) -> String {
+fn escape(value: &str, out: &mut String) {
     // Besides control characters: what reorders or hides text (bidirectional overrides, zero-width characters, line separators).
     let visible = |c: char| matches!(c, '"' | '\'' | '\\' | ' ') || c.escape_debug().len() == 1;
-    let plain = |c: char| !c.is_whitespace() && visible(c) && c != '"' && c != '\\';
+    let plain = |c: char| {
+        // Nearly everything is ASCII, and that is told without tables.
+        let shown = match c.is_ascii() {
+            true => c.is_ascii_graphic(),
+            false => !c.is_whitespace() && visible(c),
+        };
+        shown && c != '"' && c != '\\'
+    };
     if value.len() <= MAX_VALUE && value.chars().all(plain) {
-        return value.to_owned();
+        return out.push_str(value);
     }
-    let mut out = String::from("\"");
+    out.push('"');
     for (at, c) in value.char_indices() {
         if at >= MAX_VALUE {
             out.push_str("...");
@@ -106,7 +122,6 @@ fn escape(value: &str) -> String {
         }
     }
     out.push('"');
-    out
 }
 
 /// Where lines go.

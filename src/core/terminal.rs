@@ -17,7 +17,8 @@ pub fn stderr_line(line: &str) {
     if cfg!(test) {
         eprintln!("{line}");
     } else {
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        // In one piece: other processes write there too.
+        stderr_bytes(format!("{line}\n").as_bytes());
     }
 }
 

@@ -94,15 +94,17 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
         ..call::hook_context(HookAction::Api, &peer, &http)
     };
     // The line of a request that is let in is always written; those of refused ones as far as the throttle allows.
-    let quiet = api.throttle().is_quiet(Instant::now());
-    if !quiet {
-        line.clone().info();
+    let mut later = Some(line);
+    if !api.throttle().is_quiet(Instant::now())
+        && let Some(line) = later.take()
+    {
+        line.info();
     }
     if let Decision::Denied { reason, code } = call::ask(api, &snapshot, &peer, &asked).await {
         api.metrics.refused(ApiRefusal::Auth);
         return call::denied(&snapshot, &reason, code);
     }
-    if quiet {
+    if let Some(line) = later {
         line.info();
     }
     let no_route = format!("no route for {} {path}", head.method);

@@ -70,6 +70,12 @@ pub struct Tally {
     pub damaged: Option<String>,
 }
 
+/// As it is written.
+fn bytes_of(record: &Record) -> Vec<u8> {
+    // Text keys and values that came from JSON always serialise.
+    serde_json::to_vec(record).unwrap_or_default()
+}
+
 impl Store {
     /// `retention`: how long a record is kept after its last change.
     pub fn new(dir: impl Into<PathBuf>, retention: Duration) -> Self {
@@ -88,18 +94,25 @@ impl Store {
         Ok(Lock::exclusive(&self.dir.join(LOCK), 0o660, PATIENCE)?)
     }
 
-    /// Writes the record of a new run.
+    /// Writes the record of a new run. One that the agents take over is on the platter before they are asked. Of one that was waited for, who
+    /// waited has the results: its record may be lost in a power cut, but it is never half of one.
     ///
     /// # Errors
     /// It cannot be written.
     pub fn create(&self, record: &Record) -> Result<(), RunError> {
         durable::create_shared_dir(&self.dir)?;
-        self.write(record)
+        match record.body {
+            Body::Async(_) => self.write(record),
+            Body::Sync(_) => Ok(durable::place(
+                &self.file(&record.reqid),
+                &bytes_of(record),
+                FILE_MODE,
+            )?),
+        }
     }
 
     fn write(&self, record: &Record) -> Result<(), RunError> {
-        // Text keys and values that came from JSON always serialise.
-        let bytes = serde_json::to_vec(record).unwrap_or_default();
+        let bytes = bytes_of(record);
         let file = self.file(&record.reqid);
         // The API's user must be able to read what root has brought up to date.
         Ok(durable::replace_keeping_owner(&file, &bytes, FILE_MODE)?)
