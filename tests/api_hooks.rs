@@ -711,6 +711,28 @@ fn two_thousand_refusals_are_told_in_a_few_lines() {
 }
 
 #[test]
+fn web_pages_are_turned_away_before_anybody_is_asked_and_the_log_says_so() {
+    let host = new_dispatcher("ctl.test");
+    let calls = host.path("tmp/calls");
+    web::hook(&host, &format!("echo . >> {}", calls.display()));
+    let api = ApiServer::start(&host, HOOKED);
+    let mut connection = api.connect();
+    let request = Request::new("GET", "/from-a-page").header("Origin", "null");
+    for _ in 0..400 {
+        connection.send(&request.bytes());
+        assert_eq!(connection.answer("GET").status, 403);
+    }
+    let line = host.wait_for_log(&["ACTION=api-request", "PATH=/from-a-page"]);
+    assert_eq!(line.field("PEER").as_deref(), Some("127.0.0.1"));
+    assert!(!calls.exists(), "the hook was asked");
+    // What a person types into a browser comes from no page.
+    let typed = Request::new("GET", "/health").header("Sec-Fetch-Site", "none");
+    api.send(&typed).expect(200);
+    let lines = host.log_of("api-request").len();
+    assert!((100..=350).contains(&lines), "{lines} lines");
+}
+
+#[test]
 fn tokens_are_nowhere_but_where_they_must_be() {
     const BODY: &str = "S3CRET-OF-THE-BODY";
     const BEARER: &str = "S3CRET-OF-THE-HEADER";

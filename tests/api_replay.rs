@@ -399,7 +399,8 @@ fn short(answer: &Value) -> String {
             None => format!("{code} `{error}`"),
         },
         _ => {
-            let names: Vec<String> = body.keys().map(|name| format!("`{name}`")).collect();
+            let names = body.keys().filter(|name| *name != "$more");
+            let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
             format!("{code} {}", names.join(", "))
         }
     }
@@ -408,7 +409,8 @@ fn short(answer: &Value) -> String {
 fn compare_table(rows: &[String]) {
     let same = rows.iter().filter(|row| row.ends_with("| yes |")).count();
     let table = format!(
-        "{BEGIN}\n{} of {} recorded requests are answered as by 0.12.3; every other row says why not.\n\n\
+        "{BEGIN}\n{} of {} requests are answered as 0.12.3 answers them by its specification, more members or entries beside the \
+         original ones included; every other row says why not.\n\n\
          | request | original | ours | same? |\n|---|---|---|---|\n{}\n{END}",
         same,
         rows.len(),

@@ -92,12 +92,6 @@ impl ApiServer {
         &mut self.daemon
     }
 
-    /// Tells it to end and waits for that.
-    pub fn stop(mut self) {
-        self.daemon.signal(rustix::process::Signal::TERM);
-        self.daemon.wait(PATIENCE);
-    }
-
     #[track_caller]
     pub fn get(&self, path: &str) -> Answer {
         self.send(&Request::new("GET", path))
@@ -119,14 +113,6 @@ impl ApiServer {
         let mut connection = self.connect();
         connection.send(&request.bytes());
         connection.answer(&request.method)
-    }
-
-    /// Bytes as they are, and the answer to them; `None` when the connection ends without one.
-    #[track_caller]
-    pub fn raw(&self, bytes: &[u8]) -> Option<Answer> {
-        let mut connection = self.connect();
-        connection.send(bytes);
-        connection.try_answer("GET")
     }
 
     #[track_caller]
@@ -364,12 +350,6 @@ impl Connection {
         assert!(bytes.ends_with(b"\r\n"), "end of a chunk");
         bytes.truncate(size);
         (size > 0).then_some(bytes)
-    }
-
-    /// The connection has ended: nothing more comes.
-    pub fn is_at_end(&mut self) -> bool {
-        let mut byte = [0];
-        !matches!(self.stream.read(&mut byte), Ok(n) if n > 0)
     }
 
     fn line(&mut self) -> Option<String> {

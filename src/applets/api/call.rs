@@ -193,13 +193,18 @@ pub(super) async fn ask(
     match tell {
         None => ruling.decision,
         Some(suppressed) => {
-            if suppressed > 0 {
-                Action::new("api-log-suppressed")
-                    .field("COUNT", suppressed)
-                    .warning();
-            }
+            tell_suppressed(suppressed);
             ruling.tell()
         }
+    }
+}
+
+/// A word about lines that were not written, if there were any.
+pub(super) fn tell_suppressed(lines: u64) {
+    if lines > 0 {
+        Action::new("api-log-suppressed")
+            .field("COUNT", lines)
+            .warning();
     }
 }
 

@@ -64,6 +64,11 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
         .field("PATH", head.uri.path())
         .field("PEER", peer.source_ip());
     if is_from_a_web_page(&head.headers) {
+        let tell = api.throttle().may_tell(Instant::now());
+        if let Some(suppressed) = tell {
+            call::tell_suppressed(suppressed);
+            line.info();
+        }
         return reply::error(
             StatusCode::FORBIDDEN,
             "forbidden",
