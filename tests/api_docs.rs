@@ -71,6 +71,7 @@ fn values(text: &str, what: &str) -> Vec<Value> {
 fn what_the_document_shows_is_what_comes() {
     let fleet = Paired::new(&["web1", "web2"]);
     for agent in &fleet.agents {
+        agent.write("etc/ctrl-exec-agent/scripts.toml", "", 0o640);
         allow(agent, "greet", "echo \"hello${1:+ }$*\"\n");
         allow(agent, "slow", "exec sleep \"${1:-1}\"\n");
     }

@@ -21,7 +21,7 @@ pub fn configure(host: &Host, lines: &str) {
         false => String::new(),
     };
     let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
-    let mut text = format!("api_port = 0\n{lines}\n");
+    let mut text = format!("api_port = 0\napi_auth_default = \"allow\"\n{lines}\n");
     let set: Vec<String> = text.lines().map(key).collect();
     for line in before.lines() {
         if !set.contains(&key(line)) {
