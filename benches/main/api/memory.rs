@@ -17,8 +17,9 @@ const EACH_BOUND_KIB: f64 = 20.0;
 /// Runs at the same time, and what each says: as long as the whole is.
 const RUNS: usize = 64;
 const OUTPUT: usize = 10_000_000;
-/// The memory that the API has for long answers (`api_answer_memory`, 128 MiB), and as much again for what is read, written and kept of them.
-const PEAK_BOUND_KIB: u64 = 256 * 1024;
+/// Three times the memory that the API has for long answers (`api_answer_memory`, 128 MiB): what is reserved, what is written and kept of it,
+/// and what an allocator does not give back at once.
+const PEAK_BOUND_KIB: u64 = 384 * 1024;
 
 fn is_static() -> bool {
     std::env::var_os("CTRL_EXEC_TEST_BIN").is_some()
@@ -134,9 +135,8 @@ pub fn long_answers(report: &mut Report) {
     });
     let took = start.elapsed();
     // Whoever waits for too long for room gets an error in the place of the output: never a part of it.
-    let (whole, given_up): (Vec<_>, Vec<_>) = answers
-        .iter()
-        .partition(|(length, end)| *length > OUTPUT && end.contains("\"stderr\":\"\""));
+    let (whole, given_up): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|(length, _)| *length > OUTPUT);
     for (length, end) in given_up {
         assert!(*length < 1000 && end.contains("\"exit\":-1"), "{end}");
     }
@@ -153,10 +153,10 @@ pub fn long_answers(report: &mut Report) {
             pss(&api) / 1024
         ),
         &ratio(precise(peak), precise(PEAK_BOUND_KIB)),
-        "<= 256 MiB",
+        "<= 384 MiB",
     );
     report.must(
         peak <= PEAK_BOUND_KIB,
-        "ced-api needs more than 256 MiB for 64 long answers",
+        "ced-api needs more than 384 MiB for 64 long answers",
     );
 }
