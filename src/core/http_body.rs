@@ -23,6 +23,9 @@ pub enum BodyError {
 /// # Errors
 /// See [`BodyError`].
 pub async fn read(body: Incoming, limit: u64, patience: Duration) -> Result<Bytes, BodyError> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
     let most = usize::try_from(limit).unwrap_or(usize::MAX);
     let body = Limited::new(Polite::new(body, 4 * limit), most);
     match timeout(patience, body.collect()).await {

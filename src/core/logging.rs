@@ -7,6 +7,7 @@ use std::fmt::{Display, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How urgent a line is; the names of the original.
@@ -148,21 +149,118 @@ impl Sink {
 
 /// Program name on every line: `ctrl-exec-agent`, `ctrl-exec-dispatcher` or `ctrl-exec-api`.
 pub fn init(ident: &'static str, sink: Sink) {
-    let logger = Logger {
-        ident,
-        sink,
-        syslog: Mutex::new(SyslogState::default()),
-    };
+    install(Box::new(Logger::new(ident, sink)));
+}
+
+/// The same for a server that answers everybody on one thread: lines are written by another one, so that a syslog daemon that takes its time
+/// holds up nobody. Whoever ends calls [`flush`].
+///
+/// # Errors
+/// There is no thread to be had; then nothing is installed.
+pub fn init_in_background(ident: &'static str, sink: Sink) -> std::io::Result<()> {
+    let (queue, lines) = sync_channel(QUEUE);
+    let logger = Logger::new(ident, sink);
+    std::thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || write_lines(&logger, &lines))?;
+    install(Box::new(Background(queue)));
+    Ok(())
+}
+
+/// Waits until all lines are written that were logged so far, but no longer than a second.
+pub fn flush() {
+    log::logger().flush();
+}
+
+fn install(logger: Box<dyn log::Log>) {
     // A second call in one process (tests) keeps the first logger.
-    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+    if log::set_boxed_logger(logger).is_ok() {
         log::set_max_level(log::LevelFilter::Info);
     }
+}
+
+/// Lines that wait to be written; who logs more waits.
+const QUEUE: usize = 1024;
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+
+enum Job {
+    Line(log::Level, String),
+    /// All before it is written.
+    Mark(SyncSender<()>),
+}
+
+fn write_lines(logger: &Logger, jobs: &Receiver<Job>) {
+    for job in jobs {
+        match job {
+            Job::Line(level, line) => logger.write(level, &line),
+            Job::Mark(reached) => {
+                let _ = reached.send(());
+            }
+        }
+    }
+}
+
+/// Hands lines over.
+struct Background(SyncSender<Job>);
+
+impl log::Log for Background {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        is_ours(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if is_ours(record.metadata()) {
+            // The writer lives as long as the process.
+            let _ = self
+                .0
+                .send(Job::Line(record.level(), record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {
+        let (mark, reached) = sync_channel(1);
+        if self.0.send(Job::Mark(mark)).is_ok() {
+            let _ = reached.recv_timeout(FLUSH_PATIENCE);
+        }
+    }
+}
+
+/// Libraries (rustls, hyper) may log through the same façade; only our own lines belong to the audit trail.
+fn is_ours(metadata: &log::Metadata<'_>) -> bool {
+    metadata.target() == "action"
 }
 
 struct Logger {
     ident: &'static str,
     sink: Sink,
     syslog: Mutex<SyslogState>,
+}
+
+impl Logger {
+    fn new(ident: &'static str, sink: Sink) -> Self {
+        Self {
+            ident,
+            sink,
+            syslog: Mutex::default(),
+        }
+    }
+
+    fn write(&self, level: log::Level, line: &str) {
+        match &self.sink {
+            Sink::Stdout => {
+                crate::core::terminal::stdout_line(&format!("{}: {line}", self.ident));
+            }
+            Sink::Stderr => {
+                crate::core::terminal::stderr_line(&format!("{}: {line}", self.ident));
+            }
+            Sink::Syslog(path) => {
+                let mut state = self.syslog.lock().unwrap_or_else(|e| e.into_inner());
+                if !state.send(path, self.ident, level, line) {
+                    crate::core::terminal::stderr_line(&format!("{}: {line}", self.ident));
+                }
+            }
+        }
+    }
 }
 
 /// A socket is opened anew after an error, at most once a second, and what was lost in between is counted and told.
@@ -217,28 +315,12 @@ const WRITE_PATIENCE: Duration = Duration::from_millis(200);
 
 impl log::Log for Logger {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        // Libraries (rustls, hyper) may log through the same façade; only our own lines belong to the audit trail.
-        metadata.target() == "action"
+        is_ours(metadata)
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
-        }
-        let line = record.args().to_string();
-        match &self.sink {
-            Sink::Stdout => {
-                crate::core::terminal::stdout_line(&format!("{}: {line}", self.ident));
-            }
-            Sink::Stderr => {
-                crate::core::terminal::stderr_line(&format!("{}: {line}", self.ident));
-            }
-            Sink::Syslog(path) => {
-                let mut state = self.syslog.lock().unwrap_or_else(|e| e.into_inner());
-                if !state.send(path, self.ident, record.level(), &line) {
-                    crate::core::terminal::stderr_line(&format!("{}: {line}", self.ident));
-                }
-            }
+        if is_ours(record.metadata()) {
+            self.write(record.level(), &record.args().to_string());
         }
     }
 
@@ -322,6 +404,40 @@ mod tests {
             .field("K", "it's\u{202e}\u{200b}ü")
             .render();
         assert_eq!(line, "ACTION=a K=\"it's\\u{202e}\\u{200b}ü\"");
+    }
+
+    #[test]
+    fn lines_written_in_the_background_keep_their_order_and_are_there_after_a_flush() {
+        use log::Log as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let (queue, lines) = sync_channel(4);
+        let logger = Logger::new("t", Sink::Syslog(path));
+        let writer = std::thread::spawn(move || write_lines(&logger, &lines));
+        let background = Background(queue);
+        for n in 0..9 {
+            let text = format!("ACTION=line N={n}");
+            for target in ["action", "rustls"] {
+                background.log(
+                    &log::Record::builder()
+                        .level(log::Level::Info)
+                        .target(target)
+                        .args(format_args!("{text}"))
+                        .build(),
+                );
+            }
+        }
+        background.flush();
+        daemon.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 512];
+        for n in 0..9 {
+            let length = daemon.recv(&mut buffer).unwrap();
+            assert!(buffer[..length].ends_with(format!("N={n}").as_bytes()));
+        }
+        assert!(daemon.recv(&mut buffer).is_err(), "a line of a library");
+        drop(background);
+        writer.join().unwrap();
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
         return Ok(Exit::Success);
     }
     let args: ApiArgs = cli::parse(COMMAND, &words.for_argh(&["config"]).0)?;
-    logging::init(IDENT, context.log_sink());
-    serve::serve(context, args.config)
+    logging::init_in_background(IDENT, context.log_sink())
+        .map_err(|e| AppError::failed(format!("Cannot start a thread for the log: {e}")))?;
+    let done = serve::serve(context, args.config);
+    logging::flush();
+    done
 }
