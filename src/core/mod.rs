@@ -33,6 +33,7 @@ pub mod runs;
 pub mod sandbox;
 pub mod secure_open;
 pub mod serving;
+pub mod stream;
 pub mod sys;
 pub mod terminal;
 #[cfg(test)]
