@@ -35,6 +35,7 @@ pub mod secure_open;
 pub mod serving;
 pub mod stream;
 pub mod sys;
+pub mod task;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

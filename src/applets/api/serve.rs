@@ -18,6 +18,7 @@ use crate::applets::api::state::{Api, LoadError, Snapshot};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::core::activation::Passed;
 use crate::core::logging::Action;
+use crate::core::task;
 use crate::core::{serving, sys};
 use crate::{complain, say};
 
@@ -79,10 +80,10 @@ async fn run(
         say!("{line}");
     }
     for listening in sockets.listening {
-        tokio::spawn(accept_loop(listening, house.clone()));
+        task::spawn(accept_loop(listening, house.clone()));
     }
     drop(house);
-    let caretaker = tokio::spawn(look_after(api.clone()));
+    let caretaker = task::spawn(look_after(api.clone()));
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
 

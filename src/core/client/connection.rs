@@ -22,6 +22,7 @@ use super::pool::PoolHandle;
 use crate::core::pki::{Certificate, PeerIdentity};
 use crate::core::registry::Target;
 use crate::core::stream::BoxedStream;
+use crate::core::task;
 use crate::core::tls;
 
 /// Longest head of an answer, and what is read at a time.
@@ -75,7 +76,7 @@ impl Connection {
             .map_err(|e| of_http(&target.address, &e))?;
         let id = LAST.fetch_add(1, Ordering::Relaxed);
         let (idle, watched) = watch::channel(None);
-        tokio::spawn(async move {
+        task::spawn(async move {
             drive(driver, watched, id, pool.as_ref()).await;
             // Only now nobody can take it any more.
             if let Some(pool) = pool {

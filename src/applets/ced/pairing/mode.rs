@@ -376,7 +376,7 @@ impl Operator {
             }
             Command::Approve { shown, replace } => {
                 let desk = self.desk.clone();
-                self.work.spawn_blocking(move || {
+                self.set_about(move || {
                     let choice = Choice {
                         replace,
                         shown: Some((*shown).clone()),
@@ -394,7 +394,7 @@ impl Operator {
             // Not here: it may wait for the lock that an approval holds, and this thread serves the agents.
             Command::Deny { shown } => {
                 let desk = self.desk.clone();
-                self.work.spawn_blocking(move || {
+                self.set_about(move || {
                     Done::Told(match desk.deny(&shown.id) {
                         Ok(_) => format!("Denied request '{}'.", shown.id),
                         Err(error) => format!("Not denied: {error}"),
@@ -405,13 +405,19 @@ impl Operator {
         false
     }
 
+    /// Work that may wait for a lock. Boxed, so that the runtime is compiled for one kind of it.
+    fn set_about(&mut self, errand: impl FnOnce() -> Done + Send + 'static) {
+        let errand: Box<dyn FnOnce() -> Done + Send> = Box::new(errand);
+        self.work.spawn_blocking(errand);
+    }
+
     fn follow_up(&mut self, done: Done) {
         match done {
             Done::Approved(approved) => {
                 print(requests::approved_lines(&approved));
                 // What becomes of it is told as news; this puts the registry right if it comes to nothing.
                 let desk = self.desk.clone();
-                self.work.spawn_blocking(move || {
+                self.set_about(move || {
                     desk.settle(&approved, RECEIPT_TIMEOUT + requests::SETTLE);
                     Done::Settled
                 });
