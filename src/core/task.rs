@@ -4,9 +4,10 @@
 use std::any::Any;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
+use tokio::runtime::Runtime;
 use tokio::task::{JoinError, JoinHandle};
 
 /// The result of a task, until whoever knows its type takes it back.
@@ -31,6 +32,20 @@ pub fn spawn<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) 
 pub fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Task<T> {
     let work: Box<dyn FnOnce() -> Parcel + Send> = Box::new(move || pack(work()));
     Task::of(tokio::task::spawn_blocking(work))
+}
+
+/// Runs a future to its end on this thread.
+pub fn block_on<T>(runtime: &Runtime, work: impl Future<Output = T>) -> T {
+    let mut result = None;
+    drive(runtime, pin!(async { result = Some(work.await) }));
+    match result {
+        Some(result) => result,
+        None => unreachable!("the work above has come to its end"),
+    }
+}
+
+fn drive(runtime: &Runtime, work: Pin<&mut dyn Future<Output = ()>>) {
+    runtime.block_on(work);
 }
 
 /// Packs a result up. No allocation for `()`.

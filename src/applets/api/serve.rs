@@ -40,7 +40,7 @@ pub(super) fn serve(context: &Context, file: Option<PathBuf>) -> Result<Exit, Ap
         .enable_all()
         .build()
         .map_err(|e| failed("Cannot start the runtime", e))?;
-    let done = runtime.block_on(run(context, file, passed));
+    let done = task::block_on(&runtime, run(context, file, passed));
     // A name look-up may still hang in a thread of its own; it has nothing to tell us any more.
     runtime.shutdown_background();
     done

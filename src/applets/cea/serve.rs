@@ -39,7 +39,7 @@ pub(super) fn serve(context: &Context, files: &Files) -> Result<Exit, AppError> 
         .enable_all()
         .build()
         .map_err(|e| failed("Cannot start the runtime", e))?;
-    let done = runtime.block_on(run(context, files));
+    let done = task::block_on(&runtime, run(context, files));
     // A name look-up may still hang in a thread of its own; it has nothing to tell us any more.
     runtime.shutdown_background();
     done

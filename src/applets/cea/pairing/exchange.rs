@@ -75,7 +75,7 @@ pub(super) fn run(plan: &Plan, audience: Audience) -> Result<Result<Done, Failur
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let outcome = runtime.block_on(pair(plan, audience));
+    let outcome = task::block_on(&runtime, pair(plan, audience));
     runtime.shutdown_background();
     outcome
 }

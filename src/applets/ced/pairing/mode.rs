@@ -26,6 +26,7 @@ use crate::core::pairing::delivery;
 use crate::core::pairing::ids::Outcome;
 use crate::core::pairing::queue::{Limits, Queue, Session};
 use crate::core::pairing::record::Record;
+use crate::core::task;
 use crate::{complain, say};
 
 /// How long a session goes on before it looks after the fleet.
@@ -118,7 +119,7 @@ pub(super) fn run(plan: &Plan, bound: Bound) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let result = runtime.block_on(session(plan, bound));
+    let result = task::block_on(&runtime, session(plan, bound));
     // A look-up that hangs in the resolver must not hold up the end.
     runtime.shutdown_background();
     result
@@ -214,7 +215,7 @@ fn look_after_fleet(desk: &Desk) {
             network: &network,
         };
         // What fails is in the log; who is busy with it already does the same work.
-        let _ = runtime.block_on(maintenance.pass(false));
+        let _ = task::block_on(&runtime, maintenance.pass(false));
     });
 }
 
