@@ -33,7 +33,9 @@ pub mod runs;
 pub mod sandbox;
 pub mod secure_open;
 pub mod serving;
+pub mod stream;
 pub mod sys;
+pub mod task;
 pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;

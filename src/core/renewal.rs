@@ -19,6 +19,7 @@ use crate::core::pki::ca::CaError;
 use crate::core::pki::csr::CsrError;
 use crate::core::pki::{Authority, CertRequest, Certificate, keys};
 use crate::core::registry::{AgentRecord, Target};
+use crate::core::task;
 use crate::core::types::{AgentName, InvalidValue, ReqId};
 
 const DAY: i64 = 86_400;
@@ -105,7 +106,7 @@ pub async fn renew<F: Fleet>(
     let ca = authority.certificate().to_pem();
     // Waits for the lock on `ca.serial`.
     let power = crash::Line::here();
-    let signed = tokio::task::spawn_blocking(move || {
+    let signed = task::spawn_blocking(move || {
         power.feed(|| authority.renew_agent(&request, &name, &replaced, days))
     });
     let certificate = signed.await.map_err(|_| RenewalError::Lost)??;

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
+use axum::response::Response;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
-use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper::{Request, Version};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::timeout;
 
@@ -24,10 +24,10 @@ use crate::applets::api::peer::Peer;
 use crate::applets::api::places::{Admission, Seat, Turn};
 use crate::applets::api::wire::Wire;
 use crate::applets::api::{raw, reply};
+use crate::core::serving::http1::{self, Answering, Http};
 use crate::core::serving::patience::{Deadlines, Patient, Phase};
+use crate::core::stream::unboxed;
 
-/// Longest request line and headers together.
-const MAX_HEAD: usize = 64 * 1024;
 /// How long a peer may go on sending what nobody reads, so that it sees our answer before its connection is reset.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -145,9 +145,6 @@ struct Exchange {
     phase: Phase,
 }
 
-type Answering =
-    Pin<Box<dyn Future<Output = Result<hyper::Response<Answer<Phase>>, Infallible>> + Send>>;
-
 impl Exchange {
     async fn run(self, wire: Wire, begun: Bytes, seat: &Seat, deadlines: Deadlines) -> End {
         let phase = self.phase.clone();
@@ -162,15 +159,8 @@ impl Exchange {
             waiting: None,
         };
         let handler = Handler(Arc::new(self));
-        let io = TokioIo::new(Patient::new(watched, phase.clone(), deadlines));
-        let mut connection = http1::Builder::new()
-            .keep_alive(true)
-            // A peer that has said all it wants to say may still wait for the answer.
-            .half_close(true)
-            .auto_date_header(false)
-            .header_read_timeout(None)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(io, handler);
+        let stream = Patient::new(watched, phase.clone(), deadlines);
+        let mut connection = http1::speak(Box::new(stream), Box::new(handler));
         let mut stopping = false;
         let at_rest = loop {
             let progress = std::future::poll_fn(|cx| poll_to_rest(&mut connection, &phase, cx));
@@ -184,7 +174,10 @@ impl Exchange {
             Pin::new(&mut connection).graceful_shutdown();
         };
         let parts = connection.into_parts();
-        let wire = parts.io.into_inner().into_inner().wire;
+        let Some(stream) = unboxed::<Patient<Watched>>(parts.io.into_inner()) else {
+            return End::Dismissed;
+        };
+        let wire = stream.into_inner().wire;
         match (at_rest, refused.load(Ordering::Relaxed)) {
             (true, _) if !stopping => End::AtRest(wire, parts.read_buf),
             (_, 0) => End::Over(wire, None),
@@ -192,7 +185,7 @@ impl Exchange {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> hyper::Response<Answer<Phase>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response {
         // Where the length of a body is told in two ways, two readers may find two different next requests: there is none after it.
         let ambiguous = request.version() == Version::HTTP_10
             || request.headers().contains_key(TRANSFER_ENCODING);
@@ -205,7 +198,7 @@ impl Exchange {
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        response.map(|body| Answer::new(body, self.phase.clone()))
+        response.map(|body| Body::new(Answer::new(body, self.phase.clone())))
     }
 }
 
@@ -213,7 +206,7 @@ impl Exchange {
 struct Handler(Arc<Exchange>);
 
 impl Service<Request<Incoming>> for Handler {
-    type Response = hyper::Response<Answer<Phase>>;
+    type Response = Response;
     type Error = Infallible;
     type Future = Answering;
 
@@ -225,13 +218,11 @@ impl Service<Request<Incoming>> for Handler {
     }
 }
 
-type Connection = http1::Connection<TokioIo<Patient<Watched>>, Handler>;
-
 /// Whether it has come to rest with every request answered and every body read (true) or is over (false).
 ///
 /// An answer may be sent while bytes of its request's body are still to come: those must never be taken for the next request. So HTTP
 /// itself is asked: told to end, it ends at once only if it waits for the head of a request.
-fn poll_to_rest(connection: &mut Connection, phase: &Phase, cx: &mut Context<'_>) -> Poll<bool> {
+fn poll_to_rest(connection: &mut Http, phase: &Phase, cx: &mut Context<'_>) -> Poll<bool> {
     // Twice: a body that nobody wants any more is noticed, and given up, the second time.
     for _ in 0..2 {
         if connection.poll_without_shutdown(cx).is_ready() {

@@ -21,6 +21,7 @@ use crate::applets::api::places::{Admission, Seat, Turn};
 use crate::applets::api::reply;
 use crate::applets::api::wire::Wire;
 use crate::core::serving::patience::{Deadlines, Patient, Phase};
+use crate::core::task;
 
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 64;
@@ -114,7 +115,7 @@ async fn answer(
     let response = match house.places.begin(None, Instant::now()) {
         Admission::Welcome(turn) => {
             // A peer that resets its stream does not get its place back before the work is done.
-            tokio::spawn(work(house, peer, request, turn))
+            task::spawn(work(house, peer, request, turn))
                 .await
                 .unwrap_or_else(|_| {
                     reply::error(StatusCode::INTERNAL_SERVER_ERROR, "server error", "")

@@ -10,6 +10,7 @@ use crate::core::client::exchange::Client;
 use crate::core::client::pool::Pool;
 use crate::core::config::DispatcherConfig;
 use crate::core::logging::Action;
+use crate::core::task;
 
 /// The files are looked at this often and no more.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -97,7 +98,7 @@ impl Api {
         });
         let client = known.client.clone();
         let api = self.clone();
-        let looked = tokio::task::spawn_blocking(move || api.look(known)).await;
+        let looked = task::spawn_blocking(move || api.look(known)).await;
         let Ok(present) = looked else {
             return client;
         };

@@ -19,6 +19,7 @@ use crate::core::logging::Action;
 use crate::core::serving::handshakes::{HANDSHAKE_TIMEOUT, Handshakes, Place};
 use crate::core::sys;
 use crate::core::sys::users::Database;
+use crate::core::task;
 use crate::core::tls;
 
 /// Pause after an accept that failed (out of descriptors): trying at once again would spin.
@@ -101,14 +102,14 @@ fn receive(house: &House, arrival: Arrival, origin: Origin, handshakes: &mut Han
     let house = house.clone();
     match (arrival, house.api.snapshot().tls.clone()) {
         (Arrival::Unix(stream), _) => {
-            tokio::spawn(connection::serve(house, Wire::Unix(stream), peer, seat));
+            task::spawn(connection::serve(house, Wire::Unix(stream), peer, seat));
         }
         (Arrival::Tcp(stream), None) => {
-            tokio::spawn(connection::serve(house, Wire::Tcp(stream), peer, seat));
+            task::spawn(connection::serve(house, Wire::Tcp(stream), peer, seat));
         }
         (Arrival::Tcp(stream), Some(tls)) => {
             let place = handshakes.enter();
-            tokio::spawn(secure(house, stream, tls, peer, (seat, place)));
+            task::spawn(secure(house, stream, tls, peer, (seat, place)));
         }
     }
 }

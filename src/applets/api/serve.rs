@@ -18,6 +18,7 @@ use crate::applets::api::state::{Api, LoadError, Snapshot};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::core::activation::Passed;
 use crate::core::logging::Action;
+use crate::core::task;
 use crate::core::{serving, sys};
 use crate::{complain, say};
 
@@ -39,7 +40,7 @@ pub(super) fn serve(context: &Context, file: Option<PathBuf>) -> Result<Exit, Ap
         .enable_all()
         .build()
         .map_err(|e| failed("Cannot start the runtime", e))?;
-    let done = runtime.block_on(run(context, file, passed));
+    let done = task::block_on(&runtime, run(context, file, passed));
     // A name look-up may still hang in a thread of its own; it has nothing to tell us any more.
     runtime.shutdown_background();
     done
@@ -79,10 +80,10 @@ async fn run(
         say!("{line}");
     }
     for listening in sockets.listening {
-        tokio::spawn(accept_loop(listening, house.clone()));
+        task::spawn(accept_loop(listening, house.clone()));
     }
     drop(house);
-    let caretaker = tokio::spawn(look_after(api.clone()));
+    let caretaker = task::spawn(look_after(api.clone()));
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
 

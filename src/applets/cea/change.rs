@@ -12,6 +12,7 @@ use crate::applets::cea::material;
 use crate::applets::cea::revocations::Revocations;
 use crate::applets::cea::state::{Agent, Snapshot};
 use crate::applets::cea::timekeeping::Note;
+use crate::core::task;
 use crate::core::tls;
 use crate::core::trust::{TrustError, TrustMap};
 
@@ -22,7 +23,7 @@ use crate::core::trust::{TrustError, TrustMap};
 pub(super) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, String>> + Send + 'static,
 ) -> Result<T, String> {
-    tokio::spawn(work)
+    task::spawn(work)
         .await
         .unwrap_or_else(|_| Err("the change was abandoned".to_owned()))
 }
@@ -34,7 +35,7 @@ pub(super) async fn to_the_end<T: Send + 'static>(
 pub(super) async fn on_disk<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
+    match task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("the change was abandoned".to_owned()),
     }
@@ -95,7 +96,7 @@ impl Agent {
         {
             let note = Note::new(&snapshot.config, &snapshot.clock, &witness);
             // Nobody waits for it: without it the host only knows less after its next start.
-            drop(tokio::task::spawn_blocking(move || note.write(false)));
+            drop(task::spawn_blocking(move || note.write(false)));
         }
     }
 
@@ -103,6 +104,6 @@ impl Agent {
     pub(super) async fn note_time(&self, caller: &Caller) {
         let snapshot = &caller.snapshot;
         let note = Note::new(&snapshot.config, &snapshot.clock, &caller.witness());
-        let _ = tokio::task::spawn_blocking(move || note.write(true)).await;
+        let _ = task::spawn_blocking(move || note.write(true)).await;
     }
 }

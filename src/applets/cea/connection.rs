@@ -1,17 +1,11 @@
 //! One connection after its handshake: wait for a first byte, then HTTP until either side has had enough (spec/agent.md 7-8).
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::response::Response;
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::time::timeout;
 
 use crate::applets::cea::gate::{self, Peer};
@@ -20,11 +14,11 @@ use crate::applets::cea::reply;
 use crate::core::logging::Action;
 use crate::core::metrics::AgentRefusal;
 use crate::core::pki::{Certificate, PeerIdentity};
+use crate::core::serving::http1::{self, Answering};
 use crate::core::serving::patience::{Deadlines, Patient, Phase};
+use crate::core::stream::Stream;
 use crate::core::wire::errors;
 
-/// Longest request line and headers together.
-const MAX_HEAD: usize = 64 * 1024;
 /// Connections beyond the limit that are told so at the same time; further ones are closed without a word.
 const MAX_APOLOGIES: usize = 16;
 
@@ -55,7 +49,7 @@ pub(super) async fn serve<S>(
     certificate: Arc<Certificate>,
     identity: Arc<PeerIdentity>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: Stream,
 {
     let limit = house.agent.snapshot().config.max_children;
     let (child, live) = house.children.admit();
@@ -101,26 +95,20 @@ pub(super) async fn serve<S>(
         _child: child,
         overloaded,
     };
-    let service = service_fn(|request: Request<Incoming>| {
-        let (house, peer, phase) = (house.clone(), peer.clone(), phase.clone());
-        async move {
-            phase.request_begins();
-            let response: Response = gate::answer(&house.agent, house.router, peer, request).await;
-            phase.answer_is_ready();
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let stream = TokioIo::new(Patient::new(stream, phase.clone(), deadlines));
-    let mut connection = std::pin::pin!(
-        http1::Builder::new()
-            .keep_alive(true)
-            // A peer that has said all it wants to say may still wait for the answer.
-            .half_close(true)
-            .auto_date_header(false)
-            .header_read_timeout(None)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(stream, service)
-    );
+    let answerer = {
+        let (house, phase) = (house.clone(), phase.clone());
+        service_fn(move |request| -> Answering {
+            let (house, peer, phase) = (house.clone(), peer.clone(), phase.clone());
+            Box::pin(async move {
+                phase.request_begins();
+                let response = gate::answer(&house.agent, house.router, peer, request).await;
+                phase.answer_is_ready();
+                Ok(response)
+            })
+        })
+    };
+    let stream = Patient::new(stream, phase, deadlines);
+    let mut connection = std::pin::pin!(http1::speak(Box::new(stream), Box::new(answerer)));
     tokio::select! {
         _ = connection.as_mut() => return,
         () = told_to_stop(&mut stop) => {}

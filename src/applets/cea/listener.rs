@@ -17,6 +17,7 @@ use crate::core::logging::Action;
 use crate::core::metrics::AgentRefusal;
 use crate::core::pki::PeerIdentity;
 use crate::core::serving::handshakes::{HANDSHAKE_TIMEOUT, Handshakes, Place};
+use crate::core::task;
 use crate::core::tls;
 
 /// Pause after an accept that failed (out of descriptors): trying at once again would spin.
@@ -53,7 +54,7 @@ pub(super) async fn accept_loop(listener: TcpListener, house: House) {
             Ok((stream, address)) => {
                 let address = address.ip().to_canonical();
                 if may_enter(&house.agent, address) {
-                    tokio::spawn(receive(house.clone(), stream, address, handshakes.enter()));
+                    task::spawn(receive(house.clone(), stream, address, handshakes.enter()));
                 }
             }
             Err(error) => {

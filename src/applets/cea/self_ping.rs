@@ -14,6 +14,7 @@ use crate::applets::cea::revocations::Revocations;
 use crate::applets::cea::{Files, checks, material, timekeeping};
 use crate::applets::{AppError, Context, Exit};
 use crate::core::config::{self, AgentConfig};
+use crate::core::task;
 use crate::core::tls;
 use crate::core::types::ReqId;
 use crate::core::wire::errors;
@@ -40,7 +41,7 @@ pub(super) fn self_ping(context: &Context, files: &Files) -> Result<Exit, AppErr
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let answer = runtime.block_on(ask(context, &config))?;
+    let answer = task::block_on(&runtime, ask(context, &config))?;
     match classify(&answer) {
         Some(text) => {
             say!("{text}");

@@ -19,6 +19,7 @@ use crate::applets::cea::{Files, handlers, jobs};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::complain;
 use crate::core::logging::Action;
+use crate::core::task;
 use crate::core::{listen, serving, sys};
 
 /// How long requests in flight are waited for after SIGTERM. Scripts whose requests are not answered by then run on.
@@ -38,7 +39,7 @@ pub(super) fn serve(context: &Context, files: &Files) -> Result<Exit, AppError> 
         .enable_all()
         .build()
         .map_err(|e| failed("Cannot start the runtime", e))?;
-    let done = runtime.block_on(run(context, files));
+    let done = task::block_on(&runtime, run(context, files));
     // A name look-up may still hang in a thread of its own; it has nothing to tell us any more.
     runtime.shutdown_background();
     done
@@ -102,7 +103,7 @@ impl Daemon {
             stop: stopping,
             _presence: presence,
         };
-        let caretaker = tokio::spawn(jobs::look_after(self.agent.clone()));
+        let caretaker = task::spawn(jobs::look_after(self.agent.clone()));
         tokio::select! {
             () = listener::accept_loop(self.listener, house) => {}
             () = until => {}

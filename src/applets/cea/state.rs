@@ -25,6 +25,7 @@ use crate::core::logging::Action;
 use crate::core::metrics::AgentMetrics;
 use crate::core::pki::PeerIdentity;
 use crate::core::profile::schema::Schema;
+use crate::core::task;
 use crate::core::tls;
 use crate::core::trust::TrustMap;
 use crate::core::types::{DispatcherId, ScriptName};
@@ -249,7 +250,7 @@ impl Agent {
         self.host
             .get_or_init(async || {
                 let given = self.context.var("CTRL_EXEC_HOSTNAME").map(str::to_owned);
-                tokio::task::spawn_blocking(move || hostname::fqdn(given.as_deref()))
+                task::spawn_blocking(move || hostname::fqdn(given.as_deref()))
                     .await
                     .unwrap_or_default()
             })

@@ -14,6 +14,7 @@ use crate::core::hostname;
 use crate::core::maintenance::Maintenance;
 use crate::core::registry::{self, Registry, Target};
 use crate::core::runs::{RunError, Store};
+use crate::core::task;
 use crate::core::types::{ReqId, Secret};
 use crate::core::wire;
 
@@ -82,7 +83,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, AppError> {
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let output = runtime.block_on(future);
+    let output = task::block_on(&runtime, future);
     // A look-up that hangs in the resolver has met its deadline already and must not hold up the end.
     runtime.shutdown_background();
     Ok(output)

@@ -21,6 +21,8 @@ use super::error::{ExchangeError, of_connect};
 use super::pool::PoolHandle;
 use crate::core::pki::{Certificate, PeerIdentity};
 use crate::core::registry::Target;
+use crate::core::stream::BoxedStream;
+use crate::core::task;
 use crate::core::tls;
 
 /// Longest head of an answer, and what is read at a time.
@@ -69,12 +71,12 @@ impl Connection {
             .map_err(|e| ExchangeError::WrongPeer(e.to_string()))?;
         let (sender, driver) = http1::Builder::new()
             .max_buf_size(BUFFER)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Box::new(stream) as BoxedStream))
             .await
             .map_err(|e| of_http(&target.address, &e))?;
         let id = LAST.fetch_add(1, Ordering::Relaxed);
         let (idle, watched) = watch::channel(None);
-        tokio::spawn(async move {
+        task::spawn(async move {
             drive(driver, watched, id, pool.as_ref()).await;
             // Only now nobody can take it any more.
             if let Some(pool) = pool {
@@ -128,7 +130,7 @@ impl Connection {
 
 /// Moves the bytes until the agent closes, the connection was dropped, or it has waited long enough in the pool.
 async fn drive(
-    driver: http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>,
+    driver: http1::Connection<TokioIo<BoxedStream>, Full<Bytes>>,
     mut idle: watch::Receiver<Option<Instant>>,
     id: u64,
     pool: Option<&PoolHandle>,

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::core::task::{Parcel, Work, pack, unpack};
+
 /// Runs `work` for every item, at most `parallel` at a time, and hands each result with its index to `done` as it comes.
 /// Returns the results in the order of the items. A failed item never stops the others.
 ///
@@ -44,7 +46,7 @@ where
 {
     let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
     let mut items = items.into_iter().enumerate();
-    let mut running = JoinSet::new();
+    let mut running = JoinSet::<(usize, Parcel)>::new();
     // One wait over many turns of the loop: whoever began anew after every result would lose its place to the other calls.
     let mut slot = std::pin::pin!(slots.clone().acquire_owned());
     loop {
@@ -53,6 +55,7 @@ where
             biased;
             Some(ended) = running.join_next() => {
                 if let Ok((index, result)) = ended {
+                    let result = unpack(result);
                     done(index, &result);
                     results[index] = Some(result);
                 }
@@ -63,10 +66,11 @@ where
                     break;
                 };
                 let job = work(item);
-                running.spawn(async move {
+                let job: Work<_> = Box::pin(async move {
                     let _held = held;
-                    (index, job.await)
+                    (index, pack(job.await))
                 });
+                running.spawn(job);
                 if items.len() > 0 {
                     slot.set(slots.clone().acquire_owned());
                 }

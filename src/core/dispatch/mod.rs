@@ -19,13 +19,14 @@ pub use ask::{HostResult, Job, TooLarge, ask_all, exchange, text};
 
 use crate::core::logging::Action;
 use crate::core::runs::{Record, RunError, Store};
+use crate::core::task;
 use crate::core::types::ReqId;
 
 /// Runs work on files on a thread that nobody else waits for.
 ///
 /// A panic in it is handed on. Does not return when the runtime ends first: then the caller ends with it.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    match task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::tail::{Tails, Which};
 use super::{Outcome, TRUNCATED_MARK};
 use crate::core::sys;
+use crate::core::task;
 
 /// How long output is waited for after the script itself has ended.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -77,7 +78,7 @@ pub async fn run_script(spec: RunSpec) -> Outcome {
 
 /// The same, followed.
 pub async fn run_watched(spec: RunSpec, watch: Option<Watch>) -> Outcome {
-    match tokio::spawn(run(spec, watch)).await {
+    match task::spawn(run(spec, watch)).await {
         Ok(outcome) => outcome,
         Err(_) => Outcome::failed(-1, "the run was abandoned: the agent is stopping"),
     }

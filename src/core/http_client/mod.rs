@@ -18,9 +18,9 @@ use tokio_rustls::TlsConnector;
 use crate::core::tls;
 use crate::core::types::Secret;
 
+use crate::core::stream::BoxedStream;
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{Fault, HttpError};
-use transport::BoxedStream;
 
 /// Name look-up, connecting and the handshake together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,5 +1,5 @@
 //! One request and its answer on a connection that stands: every wait and the answer have their bounds. Shared by everything that calls
-//! an HTTP server, and built once, because the stream is boxed.
+//! an HTTP server.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +7,14 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Bytes};
 use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::core::stream::BoxedStream;
 use crate::core::tls::{self, TlsFailure};
 use crate::core::wire::MAX_REPLY_BODY;
 
 /// An answer that has begun must be complete within this many times the longest silence: a server that sends a byte now and then is not
 /// waited for.
 const WHOLE_BODY: u32 = 5;
-
-/// A connection of any kind.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-pub type BoxedStream = Box<dyn Stream>;
 
 /// What came back.
 #[derive(Debug)]

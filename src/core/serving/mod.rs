@@ -1,7 +1,8 @@
 //! What every server of ours needs, whatever it serves: deadlines on the bytes of a connection (`patience`), a bounded number of handshakes
-//! (`handshakes`), and descriptors for all of it.
+//! (`handshakes`), HTTP/1 (`http1`), and descriptors for all of it.
 
 pub mod handshakes;
+pub mod http1;
 pub mod patience;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -12,6 +12,7 @@ use crate::core::config::DispatcherConfig;
 use crate::core::dispatch::{HostResult, blocking, text};
 use crate::core::metrics::{ApiMetrics, Outcome};
 use crate::core::registry::{self, NotAnAgent, Registry, Target, UnknownAgents};
+use crate::core::task;
 use crate::core::types::ReqId;
 
 pub(super) fn registry(config: &DispatcherConfig) -> Registry {
@@ -61,7 +62,7 @@ pub(super) fn begin(call: &Call) -> Result<OwnedSemaphorePermit, Response> {
 
 /// Does the work in a task of its own, so that it comes to its end although the client goes away.
 pub(super) async fn see_through(work: impl Future<Output = Response> + Send + 'static) -> Response {
-    match tokio::spawn(work).await {
+    match task::spawn(work).await {
         Ok(response) => response,
         Err(_) => server_error("the request was given up"),
     }

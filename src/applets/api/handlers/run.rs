@@ -28,6 +28,7 @@ use crate::core::logging::Action;
 use crate::core::metrics::RunMode;
 use crate::core::registry::Target;
 use crate::core::runs::{Body, Record, SyncRun};
+use crate::core::task;
 use crate::core::types::ReqId;
 use crate::core::wire;
 
@@ -115,7 +116,7 @@ async fn answer(call: Call) -> Result<Response, Response> {
         (false, Wanted::Json) => common::see_through(run.wait(None)).await,
         (false, wanted) => {
             let (sender, response) = stream::open(wanted);
-            tokio::spawn(run.wait(Some(sender)));
+            task::spawn(run.wait(Some(sender)));
             response
         }
     })

@@ -16,6 +16,7 @@ use crate::core::dispatch::follow::Agents;
 use crate::core::logging::Action;
 use crate::core::metrics::ApiRefusal;
 use crate::core::runs::{Body, Record, RunError};
+use crate::core::task;
 use crate::core::types::{AgentName, ReqId};
 
 /// Longest stream about one run; then the client asks again.
@@ -48,7 +49,7 @@ async fn answer(call: Call) -> Result<Response, Response> {
         return Ok(common::see_through(work).await);
     }
     let (sender, response) = stream::open(call.wanted);
-    tokio::spawn(async move {
+    task::spawn(async move {
         let _place = place;
         follow(&call, &agents, record, &sender).await;
     });

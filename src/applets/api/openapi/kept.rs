@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use hyper::body::Bytes;
 use tokio::sync::Mutex;
 
+use crate::core::task;
+
 /// How long a document is given to others.
 const FRESH: Duration = Duration::from_secs(30);
 /// A longer document is made anew for everybody instead of being kept in memory.
@@ -53,7 +55,7 @@ impl Kept {
         {
             return Some(made.document.clone());
         }
-        let making = tokio::spawn(async move {
+        let making = task::spawn(async move {
             let document = make.await;
             *last = (document.len() <= MAX_KEPT).then(|| Made {
                 names,

@@ -8,12 +8,12 @@
 
 use std::sync::Arc;
 
+use crate::core::task::spawn_blocking;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, State};
 use axum::response::Response;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
-use tokio::task::spawn_blocking;
 
 use crate::applets::cea::gate::{Caller, Peer};
 use crate::applets::cea::handlers;

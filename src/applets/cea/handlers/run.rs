@@ -23,6 +23,7 @@ use crate::core::logging::Action;
 use crate::core::metrics::{AgentRefusal, RunEnd, RunMode};
 use crate::core::profile::{self, Resolved};
 use crate::core::secure_open;
+use crate::core::task;
 use crate::core::types::{ReqId, ScriptName, Secret};
 use crate::core::wire::{AsyncReply, RunRefusal, RunReply, errors};
 
@@ -57,7 +58,7 @@ pub(super) async fn handle(
         return detach(agent, caller, request, permitted).await;
     }
     // In a task of its own: a client that goes away neither stops the script nor keeps its end out of the log.
-    match tokio::spawn(run(agent, caller, request, permitted)).await {
+    match task::spawn(run(agent, caller, request, permitted)).await {
         Ok(reply) => reply::ok(&reply),
         Err(_) => reply::error(StatusCode::INTERNAL_SERVER_ERROR, "the run was abandoned"),
     }
@@ -122,7 +123,7 @@ async fn detach(
     // In a task of its own: a client that goes away must not stop it half-way.
     let snapshot = caller.snapshot.clone();
     let submit = async move { jobs::submit(&agent, &snapshot, submission).await };
-    let submitted = tokio::spawn(submit).await;
+    let submitted = task::spawn(submit).await;
     let log = |name| {
         Action::new(name)
             .field("PEER", &caller.peer.address)

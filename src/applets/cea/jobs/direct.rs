@@ -5,10 +5,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::core::task::spawn_blocking;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{Cancelled, Submission, Submitted, supervisor};
@@ -18,6 +18,7 @@ use crate::core::exec::runner::script_environment;
 use crate::core::jobs::{Answer, Key, Order, Store, signal_holder};
 use crate::core::logging::Action;
 use crate::core::metrics::{RunEnd, RunMode};
+use crate::core::task;
 use crate::core::wire::errors;
 
 /// Longest time for a supervisor to say whether the run begins.
@@ -64,7 +65,7 @@ pub(super) async fn submit(
     };
     // Reaped whenever it ends; it does not care whether we are there to do so.
     let metrics = matches!(said, Submitted::Accepted).then(|| agent.metrics.clone());
-    tokio::spawn(async move {
+    task::spawn(async move {
         let ended = child.wait().await;
         if let (Some(metrics), Ok(status)) = (metrics, ended) {
             let good = status.success();

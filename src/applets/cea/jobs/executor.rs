@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
+use crate::core::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::{Cancelled, Submission, Submitted, log_store_failure, store_done};

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::task::spawn_blocking;
+use crate::core::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::applets::cea::state::{Agent, Snapshot};

@@ -18,6 +18,7 @@ use crate::core::exec::tail::Tails;
 use crate::core::jobs::{Answer, Claim, Order, Record, Refusal, Store, Via};
 use crate::core::logging::Action;
 use crate::core::sys;
+use crate::core::task;
 
 /// The mode, which no person needs.
 pub(in crate::applets::cea) const MODE: &str = "job-supervisor";
@@ -45,7 +46,7 @@ pub(in crate::applets::cea) fn supervise(context: &Context) -> Result<Exit, AppE
         .enable_all()
         .build()
         .map_err(|e| failed("Cannot start the runtime", &e))?;
-    let exit = runtime.block_on(begin(order));
+    let exit = task::block_on(&runtime, begin(order));
     runtime.shutdown_background();
     exit
 }

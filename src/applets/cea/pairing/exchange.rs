@@ -28,6 +28,7 @@ use crate::core::pairing::install::Installation;
 use crate::core::pairing::message::Approval;
 use crate::core::pairing::{MAX_WAIT, STEP_TIMEOUT};
 use crate::core::pki::{Certificate, KeyType, PrivateKey, csr};
+use crate::core::task;
 use crate::core::tls;
 use crate::core::types::{self, ReqId};
 
@@ -74,7 +75,7 @@ pub(super) fn run(plan: &Plan, audience: Audience) -> Result<Result<Done, Failur
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let outcome = runtime.block_on(pair(plan, audience));
+    let outcome = task::block_on(&runtime, pair(plan, audience));
     runtime.shutdown_background();
     outcome
 }
@@ -155,7 +156,7 @@ async fn pair(plan: &Plan, audience: Audience) -> Result<Result<Done, Failure>, 
 }
 
 async fn generate(kind: KeyType) -> Result<PrivateKey, AppError> {
-    let made = tokio::task::spawn_blocking(move || PrivateKey::generate(kind)).await;
+    let made = task::spawn_blocking(move || PrivateKey::generate(kind)).await;
     match made {
         Ok(Ok(key)) => Ok(key),
         Ok(Err(error)) => Err(AppError::failed(format!("cannot make a key: {error}"))),
@@ -166,10 +167,9 @@ async fn generate(kind: KeyType) -> Result<PrivateKey, AppError> {
 /// Reaches the port, then shakes hands. The texts tell apart what a person can do about it (spec/pairing.md 11.1).
 async fn connect(plan: &Plan) -> Result<TlsStream<TcpStream>, Failure> {
     let (host, port) = (plan.dispatcher.clone(), plan.port);
-    let addresses =
-        tokio::task::spawn_blocking(move || hostname::addresses(&host, port, CONNECT_TIMEOUT))
-            .await
-            .unwrap_or_default();
+    let addresses = task::spawn_blocking(move || hostname::addresses(&host, port, CONNECT_TIMEOUT))
+        .await
+        .unwrap_or_default();
     if addresses.is_empty() {
         return Err(Failure::before(format!(
             "the name '{}' cannot be resolved: check it, or give the address of the dispatcher",

@@ -24,6 +24,7 @@ use crate::core::pairing::queue::{Limits, Queue, QueueError, StoredVerdict, With
 use crate::core::pairing::record::{Record, ReverseName};
 use crate::core::pairing::{MAX_UNFINISHED, REVERSE_DNS_TIMEOUT, STEP_TIMEOUT};
 use crate::core::pki::CertRequest;
+use crate::core::task;
 
 /// How often the queue is asked whether somebody has decided.
 const POLL: Duration = Duration::from_millis(250);
@@ -250,12 +251,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     async fn enqueue(&mut self, new: NewRequest) -> DispatcherEvent {
         let source = self.source;
-        let reverse =
-            tokio::task::spawn_blocking(move || hostname::reverse(source, REVERSE_DNS_TIMEOUT))
-                .await
-                .ok()
-                .flatten()
-                .map(|(name, confirmed)| ReverseName { name, confirmed });
+        let reverse = task::spawn_blocking(move || hostname::reverse(source, REVERSE_DNS_TIMEOUT))
+            .await
+            .ok()
+            .flatten()
+            .map(|(name, confirmed)| ReverseName { name, confirmed });
         let reported = new.request.ip;
         let received = self.shared.clock.iso_now();
         let record = Record::new(new, source, received, reverse, self.shared.session.clone());
@@ -410,7 +410,7 @@ fn reason_word(refusal: RequestRefusal) -> &'static str {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, QueueError> + Send + 'static,
 ) -> Result<T, QueueError> {
-    match tokio::task::spawn_blocking(work).await {
+    match task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(QueueError::Io {
             path: std::path::PathBuf::new(),

@@ -21,6 +21,7 @@ use crate::core::pairing::STEP_TIMEOUT;
 use crate::core::pairing::dispatcher::Setup;
 use crate::core::pki::Certificate;
 use crate::core::ratelimit::{RateLimiter, Verdict, source_key};
+use crate::core::task::Work;
 use crate::core::tls::{self, Identity, TlsError};
 use crate::core::types;
 
@@ -156,7 +157,7 @@ pub(super) async fn serve(
         present: HashMap::new(),
     }));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut tasks = JoinSet::new();
+    let mut tasks = JoinSet::<()>::new();
     let mut ended = shared.ended.clone();
     loop {
         let accepted = tokio::select! {
@@ -176,7 +177,8 @@ pub(super) async fn serve(
         };
         presented.refresh();
         let (acceptor, setup) = (presented.acceptor.clone(), presented.setup);
-        tasks.spawn(welcome(stream, acceptor, setup, seat, Arc::clone(&shared)));
+        let work: Work<()> = Box::pin(welcome(stream, acceptor, setup, seat, Arc::clone(&shared)));
+        tasks.spawn(work);
     }
     // Nobody new while the others say good-bye.
     drop(listener);

@@ -26,6 +26,7 @@ use crate::core::pairing::delivery;
 use crate::core::pairing::ids::Outcome;
 use crate::core::pairing::queue::{Limits, Queue, Session};
 use crate::core::pairing::record::Record;
+use crate::core::task;
 use crate::{complain, say};
 
 /// How long a session goes on before it looks after the fleet.
@@ -118,7 +119,7 @@ pub(super) fn run(plan: &Plan, bound: Bound) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(|e| AppError::failed(format!("cannot start the runtime: {e}")))?;
-    let result = runtime.block_on(session(plan, bound));
+    let result = task::block_on(&runtime, session(plan, bound));
     // A look-up that hangs in the resolver must not hold up the end.
     runtime.shutdown_background();
     result
@@ -214,7 +215,7 @@ fn look_after_fleet(desk: &Desk) {
             network: &network,
         };
         // What fails is in the log; who is busy with it already does the same work.
-        let _ = runtime.block_on(maintenance.pass(false));
+        let _ = task::block_on(&runtime, maintenance.pass(false));
     });
 }
 
@@ -376,7 +377,7 @@ impl Operator {
             }
             Command::Approve { shown, replace } => {
                 let desk = self.desk.clone();
-                self.work.spawn_blocking(move || {
+                self.set_about(move || {
                     let choice = Choice {
                         replace,
                         shown: Some((*shown).clone()),
@@ -394,7 +395,7 @@ impl Operator {
             // Not here: it may wait for the lock that an approval holds, and this thread serves the agents.
             Command::Deny { shown } => {
                 let desk = self.desk.clone();
-                self.work.spawn_blocking(move || {
+                self.set_about(move || {
                     Done::Told(match desk.deny(&shown.id) {
                         Ok(_) => format!("Denied request '{}'.", shown.id),
                         Err(error) => format!("Not denied: {error}"),
@@ -405,13 +406,19 @@ impl Operator {
         false
     }
 
+    /// Work that may wait for a lock. Boxed, so that the runtime is compiled for one kind of it.
+    fn set_about(&mut self, errand: impl FnOnce() -> Done + Send + 'static) {
+        let errand: Box<dyn FnOnce() -> Done + Send> = Box::new(errand);
+        self.work.spawn_blocking(errand);
+    }
+
     fn follow_up(&mut self, done: Done) {
         match done {
             Done::Approved(approved) => {
                 print(requests::approved_lines(&approved));
                 // What becomes of it is told as news; this puts the registry right if it comes to nothing.
                 let desk = self.desk.clone();
-                self.work.spawn_blocking(move || {
+                self.set_about(move || {
                     desk.settle(&approved, RECEIPT_TIMEOUT + requests::SETTLE);
                     Done::Settled
                 });

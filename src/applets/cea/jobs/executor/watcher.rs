@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
+use crate::core::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use super::{QUICK, ask, count_end, reason};
@@ -15,6 +15,7 @@ use crate::core::exec::frame::{JobOrder, Kind, Reply, ReplyExtras};
 use crate::core::exec::{Outcome, TRUNCATED_MARK};
 use crate::core::jobs::{Claim, Head, Key, Record, Refusal, Status, Store};
 use crate::core::logging::Action;
+use crate::core::task;
 use crate::core::types::ScriptName;
 
 /// The executor answers a `Wait` after 30 s at the latest; some time for a loaded host comes on top.
@@ -41,7 +42,7 @@ pub(super) fn start(
         running,
         began: Some(Instant::now()),
     };
-    tokio::spawn(watcher.follow(claim));
+    task::spawn(watcher.follow(claim));
 }
 
 /// Follows a run that an earlier agent began.
@@ -59,7 +60,7 @@ pub(in crate::applets::cea::jobs) fn resume(
         began: None,
     };
     let store = store_of(snapshot);
-    tokio::spawn(async move {
+    task::spawn(async move {
         // The agent before us may still be about to end, and hold the locks until then.
         let mut pause = PAUSE.0;
         loop {
