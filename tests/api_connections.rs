@@ -316,12 +316,7 @@ fn requests_above_the_cap_are_told_so_and_idle_connections_do_not_count() {
 #[test]
 fn a_thousand_idle_connections_cost_little() {
     const MANY: usize = 1000;
-    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let raised = rustix::process::Rlimit {
-        current: limits.maximum,
-        maximum: limits.maximum,
-    };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    have_many_files();
     let host = dispatcher();
     let server = ApiServer::start_with(&host, "api_max_connections = 2100\n");
     for _ in 0..20 {
@@ -342,6 +337,51 @@ fn a_thousand_idle_connections_cost_little() {
         conn.send(get("/health")).unwrap();
         conn.reply().unwrap();
     }
+}
+
+/// As many open files as this process may have.
+fn have_many_files() {
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised)
+        .expect("the soft limit follows the hard one");
+}
+
+#[test]
+fn ten_thousand_connections_of_one_address_keep_nobody_else_out() {
+    have_many_files();
+    let host = dispatcher();
+    let server = ApiServer::start_with(&host, "api_socket = \"/run/api.sock\"\n");
+    let path = host.path("run/api.sock");
+    let before = status_kib(server.pid(), "VmRSS:");
+    let mut held = std::collections::VecDeque::new();
+    for n in 1..=10_000 {
+        let mut conn = server.connect();
+        // Half a request, so that it does not look idle.
+        if n % 2 == 0 {
+            let _ = conn.send(b"GET /health HTTP/1.1\r\n");
+        }
+        held.push_back(conn);
+        if held.len() > 3000 {
+            held.pop_front();
+        }
+        if n % 1000 == 0 {
+            let mut other = Conn::at(&path);
+            other.send(get("/health")).unwrap();
+            assert_eq!(other.reply().unwrap().status, 200);
+        }
+    }
+    let files = std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
+        .unwrap()
+        .count();
+    assert!(files < 1024 + 64, "{files} open files");
+    let after = status_kib(server.pid(), "VmRSS:");
+    assert!(after - before < 32 * 1024, "{before} KiB, then {after} KiB");
+    drop(held);
+    assert_eq!(server.get("/health").status, 200);
 }
 
 #[test]

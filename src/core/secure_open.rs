@@ -1,10 +1,12 @@
 //! Files that decide about rights are opened first, then judged by what is open: kind, owner, mode, the directories above
 //! (spec/api.md 16.11, spec/executor.md 7.5). A name that passes a test and is opened afterwards proves nothing.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 /// What a file must withstand.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -267,14 +269,13 @@ pub fn check_script(path: &Path) -> Result<(), OpenError> {
 
 /// `flags` hold O_NONBLOCK or O_PATH: a FIFO in the place of a file must not hold us.
 fn open_regular(path: &Path, flags: i32) -> Result<File, OpenError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(|source| OpenError::Open {
-            path: path.to_owned(),
-            source,
-        })?;
+    // Not by the standard library: where libc is musl it takes O_PATH for a part of the access mode and drops it.
+    let flags = OFlags::from_bits_retain(flags.cast_unsigned()) | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags | OFlags::RDONLY, Mode::empty());
+    let file = File::from(opened.map_err(|error| OpenError::Open {
+        path: path.to_owned(),
+        source: error.into(),
+    })?);
     let meta = file.metadata().map_err(|source| OpenError::Read {
         path: path.to_owned(),
         source,
