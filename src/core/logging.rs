@@ -189,14 +189,20 @@ enum Job {
     Mark(SyncSender<()>),
 }
 
+/// Lines are gathered for so long: waking a thread for each of them costs more than writing it.
+const GATHER: Duration = Duration::from_millis(1);
+
 fn write_lines(logger: &Logger, jobs: &Receiver<Job>) {
-    for job in jobs {
-        match job {
-            Job::Line(level, line) => logger.write(level, &line),
-            Job::Mark(reached) => {
-                let _ = reached.send(());
-            }
+    let take = |job| match job {
+        Job::Line(level, line) => logger.write(level, &line),
+        Job::Mark(reached) => {
+            let _ = reached.send(());
         }
+    };
+    while let Ok(job) = jobs.recv() {
+        std::thread::sleep(GATHER);
+        take(job);
+        jobs.try_iter().for_each(take);
     }
 }
 
