@@ -561,7 +561,7 @@ mod tests {
             Err(OpenError::NotRegular { .. })
         ));
         let fifo = dir.path().join("fifo");
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let mode = Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         assert!(matches!(
             read_bounded(&fifo, 9),
