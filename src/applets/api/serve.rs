@@ -18,6 +18,7 @@ use crate::applets::api::state::{Api, LoadError, Snapshot};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::core::activation::Passed;
 use crate::core::logging::Action;
+use crate::core::sys::pages::ColdCode;
 use crate::core::task;
 use crate::core::{serving, sys};
 use crate::{complain, say};
@@ -86,6 +87,8 @@ async fn run(
     let caretaker = task::spawn(look_after(api.clone()));
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
+    // Reading configuration and keys has touched far more code than waiting for requests will.
+    ColdCode::of_this_program().forget();
 
     signals.until_told_to_stop(&api).await;
     notify::tell(manager, "STOPPING=1");

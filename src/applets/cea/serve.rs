@@ -19,6 +19,7 @@ use crate::applets::cea::{Files, handlers, jobs};
 use crate::applets::{AppError, Context, Exit, notify};
 use crate::complain;
 use crate::core::logging::Action;
+use crate::core::sys::pages::ColdCode;
 use crate::core::task;
 use crate::core::{listen, serving, sys};
 
@@ -57,6 +58,8 @@ async fn run(context: &Context, files: &Files) -> Result<Exit, AppError> {
     complain!("listening on {}", daemon.address);
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
+    // Reading configuration and keys has touched far more code than waiting for requests will.
+    ColdCode::of_this_program().forget();
     daemon.serve(signals.until_told_to_stop(&agent)).await;
     Ok(Exit::Success)
 }

@@ -59,7 +59,7 @@ fn deny(reason: &str, code: i32) -> Decision {
 
 fn told(ruling: &Ruling) -> Vec<(Priority, String)> {
     let lines = ruling.lines.iter();
-    lines.map(|(p, line)| (*p, line.render())).collect()
+    lines.map(|(p, line)| (*p, line.to_string())).collect()
 }
 
 fn ruling(outcome: Outcome) -> Ruling {

@@ -388,7 +388,7 @@ mod tests {
             home: "/".to_owned(),
         };
         let peer = Peer { uid: 1, pid: 99 };
-        let line = ran(&request, "/opt/b", "p", &identity, peer, &reply, (3, 4)).render();
+        let line = ran(&request, "/opt/b", "p", &identity, peer, &reply, (3, 4)).to_string();
         assert_eq!(
             line,
             "ACTION=exec-run CPU_MS=20 DISPATCHER=\"d 1\" DUR_MS=1500 ERR=4 EXIT=126 GID=6 KIND=signal MEM_PEAK=4096 OUT=3 \
