@@ -81,7 +81,7 @@ pub(super) struct Call {
     pub(super) body: Bytes,
     pub(super) bearer: Secret<String>,
     pub(super) wanted: Wanted,
-    pub(super) http: HttpContext,
+    pub(super) http: Arc<HttpContext>,
 }
 
 /// Names whoever shows a credential for an action, in the bookkeeping of refusals: certificate, token and bearer token together, so that no
@@ -120,7 +120,11 @@ pub(super) fn fingerprint(
 }
 
 /// What the hook is told of a request, whatever it asks for.
-pub(super) fn hook_context(action: HookAction, peer: &Peer, http: &HttpContext) -> HookContext {
+pub(super) fn hook_context(
+    action: HookAction,
+    peer: &Peer,
+    http: &Arc<HttpContext>,
+) -> HookContext {
     HookContext {
         source_ip: peer.source_ip(),
         http: Some(http.clone()),

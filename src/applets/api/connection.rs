@@ -1,11 +1,12 @@
-//! One HTTP/1 connection: at rest it is a bare stream; with the first byte of a request HTTP is set up for it, and taken down again when
-//! the answers are sent. So a thousand connections at rest cost next to nothing (spec/api.md 2, 16.3).
+//! One HTTP/1 connection: at rest it is a bare stream; with the first byte of a request HTTP is set up for it, and taken down again some
+//! time after the answers are sent. So a thousand connections at rest cost next to nothing (spec/api.md 2, 16.3), and one whose requests
+//! follow each other does not pay for it each time.
 
 use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use hyper::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
 use hyper::service::Service;
 use hyper::{Request, Version};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::applets::api::answer::{Answer, Watch};
 use crate::applets::api::house::House;
@@ -28,6 +29,9 @@ use crate::core::serving::http1::{self, Answering, Http};
 use crate::core::serving::patience::{Deadlines, Patient, Phase};
 use crate::core::stream::unboxed;
 
+/// How long HTTP stays set up when there is nothing to do for it: a client that asks again when it has its answer does so sooner, and of many
+/// connections that have asked once few have it at the same time.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long a peer may go on sending what nobody reads, so that it sees our answer before its connection is reset.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -35,6 +39,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(super) async fn serve(house: House, mut wire: Wire, peer: Peer, seat: Seat) {
     let _open = house.api.metrics.connection();
     let deadlines = Deadlines::default();
+    let seat = Arc::new(seat);
     let mut first = true;
     let mut begun = Bytes::new();
     loop {
@@ -55,22 +60,19 @@ pub(super) async fn serve(house: House, mut wire: Wire, peer: Peer, seat: Seat) 
             }
             begun = bytes;
         }
-        let (turn, overloaded) = match house.places.begin(Some(&seat), Instant::now()) {
-            Admission::Welcome(turn) => (turn, false),
-            Admission::Overloaded { turn, live } => {
-                house.say_overloaded(live, &peer);
-                (turn, true)
-            }
-            Admission::Crowded { live } => return house.say_overloaded(live, &peer),
-        };
         let exchange = Exchange {
             house: house.clone(),
             peer: peer.clone(),
-            turn: Arc::new(turn),
-            overloaded,
+            seat: seat.clone(),
+            turn: Mutex::default(),
+            overloaded: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             phase: Phase::new(),
         };
-        match Box::pin(exchange.run(wire, begun, &seat, deadlines)).await {
+        if !exchange.begins() {
+            return;
+        }
+        match Box::pin(exchange.run(wire, begun, deadlines)).await {
             End::AtRest(same, rest) => (wire, begun) = (same, rest),
             End::Over(mut same, refusal) => {
                 seat.rest();
@@ -127,7 +129,7 @@ async fn linger(house: &House, mut wire: Wire, seat: &Seat) {
     }
 }
 
-/// How a series of requests without a pause between them ended.
+/// How a series of requests without a long pause between them ended.
 enum End {
     /// All answered; the bytes are the beginning of the next request.
     AtRest(Wire, Bytes),
@@ -137,42 +139,104 @@ enum End {
     Dismissed,
 }
 
+/// A series of requests without a long pause between them. In a pause it has a seat and no turn.
 struct Exchange {
     house: House,
     peer: Peer,
-    turn: Arc<Turn>,
-    overloaded: bool,
+    seat: Arc<Seat>,
+    turn: Mutex<Option<Turn>>,
+    /// This request is to be told that there are too many.
+    overloaded: AtomicBool,
+    /// There is no place even for telling it.
+    crowded: AtomicBool,
     phase: Phase,
 }
 
 impl Exchange {
-    async fn run(self, wire: Wire, begun: Bytes, seat: &Seat, deadlines: Deadlines) -> End {
-        let phase = self.phase.clone();
-        let mut stop = self.house.stop.clone();
+    fn turn(&self) -> MutexGuard<'_, Option<Turn>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request begins to arrive. False: there is no place even for telling that there is none.
+    fn begins(&self) -> bool {
+        let (turn, overloaded) = match self.house.places.begin(Some(&self.seat), Instant::now()) {
+            Admission::Welcome(turn) => (turn, false),
+            Admission::Overloaded { turn, live } => {
+                self.house.say_overloaded(live, &self.peer);
+                (turn, true)
+            }
+            Admission::Crowded { live } => {
+                self.house.say_overloaded(live, &self.peer);
+                self.crowded.store(true, Ordering::Relaxed);
+                return false;
+            }
+        };
+        self.seat.wake();
+        self.overloaded.store(overloaded, Ordering::Relaxed);
+        *self.turn() = Some(turn);
+        true
+    }
+
+    /// All is answered, and nothing has come yet: the place is for others.
+    fn pauses(&self) {
+        *self.turn() = None;
+        self.seat.rest();
+    }
+
+    async fn run(self, wire: Wire, begun: Bytes, deadlines: Deadlines) -> End {
+        let exchange = Arc::new(self);
+        let phase = exchange.phase.clone();
+        let seat = exchange.seat.clone();
+        let mut stop = exchange.house.stop.clone();
         let refused = Arc::new(AtomicU16::new(0));
         let watched = Watched {
             wire,
             begun,
-            phase: phase.clone(),
+            exchange: exchange.clone(),
             refused: refused.clone(),
-            turn: self.turn.clone(),
             waiting: None,
         };
-        let handler = Handler(Arc::new(self));
         let stream = Patient::new(watched, phase.clone(), deadlines);
+        let handler = Handler(exchange.clone());
         let mut connection = http1::speak(Box::new(stream), Box::new(handler));
-        let mut stopping = false;
+        let (mut stopping, mut ending) = (false, false);
         let at_rest = loop {
-            let progress = std::future::poll_fn(|cx| poll_to_rest(&mut connection, &phase, cx));
+            let progress = std::future::poll_fn(|cx| poll_to_pause(&mut connection, &phase, cx));
             tokio::select! {
                 // A request that has lost its place must not begin all the same.
                 biased;
                 () = seat.told_to_leave() => return End::Dismissed,
                 () = House::told_to_stop(&mut stop), if !stopping => stopping = true,
-                at_rest = progress => break at_rest,
+                is_over = progress => match is_over {
+                    true => break false,
+                    false => {
+                        exchange.pauses();
+                        let more = std::future::poll_fn(|cx| poll_for_more(&mut connection, &phase, cx));
+                        tokio::select! {
+                            biased;
+                            () = seat.told_to_leave() => return End::Dismissed,
+                            () = House::told_to_stop(&mut stop), if !stopping => stopping = true,
+                            is_over = more => match is_over {
+                                true => break false,
+                                false => continue,
+                            },
+                            () = sleep(PAUSE), if !ending => {}
+                        }
+                    }
+                }
             }
+            // An answer may be sent while bytes of its request's body are still to come: those must never be taken for the next request. So
+            // HTTP itself is asked: told to end, it ends at once only if it waits for the head of a request.
+            ending = true;
             Pin::new(&mut connection).graceful_shutdown();
+            let at_once = std::future::poll_fn(|cx| Poll::Ready(poll_over(&mut connection, cx)));
+            if at_once.await {
+                break phase.is_idle();
+            }
         };
+        if exchange.crowded.load(Ordering::Relaxed) {
+            return End::Dismissed;
+        }
         let parts = connection.into_parts();
         let Some(stream) = unboxed::<Patient<Watched>>(parts.io.into_inner()) else {
             return End::Dismissed;
@@ -189,7 +253,7 @@ impl Exchange {
         // Where the length of a body is told in two ways, two readers may find two different next requests: there is none after it.
         let ambiguous = request.version() == Version::HTTP_10
             || request.headers().contains_key(TRANSFER_ENCODING);
-        let (mut response, last) = match self.overloaded {
+        let (mut response, last) = match self.overloaded.load(Ordering::Relaxed) {
             true => (reply::overloaded(), true),
             false => self.house.answer(self.peer.clone(), request).await,
         };
@@ -212,28 +276,39 @@ impl Service<Request<Incoming>> for Handler {
 
     fn call(&self, request: Request<Incoming>) -> Answering {
         self.0.phase.request_begins();
-        self.0.turn.is_busy();
+        if let Some(turn) = &*self.0.turn() {
+            turn.is_busy();
+        }
         let exchange = self.0.clone();
         Box::pin(async move { Ok(exchange.answer(request).await) })
     }
 }
 
-/// Whether it has come to rest with every request answered and every body read (true) or is over (false).
-///
-/// An answer may be sent while bytes of its request's body are still to come: those must never be taken for the next request. So HTTP
-/// itself is asked: told to end, it ends at once only if it waits for the head of a request.
-fn poll_to_rest(connection: &mut Http, phase: &Phase, cx: &mut Context<'_>) -> Poll<bool> {
+fn poll_over(connection: &mut Http, cx: &mut Context<'_>) -> bool {
+    connection.poll_without_shutdown(cx).is_ready()
+}
+
+/// Goes on until it is over (true) or every request is answered and nothing more has come (false).
+fn poll_to_pause(connection: &mut Http, phase: &Phase, cx: &mut Context<'_>) -> Poll<bool> {
     // Twice: a body that nobody wants any more is noticed, and given up, the second time.
     for _ in 0..2 {
-        if connection.poll_without_shutdown(cx).is_ready() {
-            return Poll::Ready(false);
+        if poll_over(connection, cx) {
+            return Poll::Ready(true);
         }
         if !phase.is_idle() {
             return Poll::Pending;
         }
     }
-    Pin::new(&mut *connection).graceful_shutdown();
-    connection.poll_without_shutdown(cx).map(|_| true)
+    Poll::Ready(false)
+}
+
+/// Waits until it is over (true) or something has come (false).
+fn poll_for_more(connection: &mut Http, phase: &Phase, cx: &mut Context<'_>) -> Poll<bool> {
+    match poll_over(connection, cx) {
+        true => Poll::Ready(true),
+        false if phase.is_idle() => Poll::Pending,
+        false => Poll::Ready(false),
+    }
 }
 
 impl Watch for Phase {
@@ -250,9 +325,8 @@ impl Watch for Phase {
 struct Watched {
     wire: Wire,
     begun: Bytes,
-    phase: Phase,
+    exchange: Arc<Exchange>,
     refused: Arc<AtomicU16>,
-    turn: Arc<Turn>,
     /// Since when the body of a request has been waited for.
     waiting: Option<Instant>,
 }
@@ -260,19 +334,25 @@ struct Watched {
 impl Watched {
     /// HTTP reads while a request is worked on only if its handler wants more of the body.
     fn mind_body(&mut self, has_come: bool) {
-        if self.phase.is_in_headers() || self.phase.is_idle() {
+        let exchange = &self.exchange;
+        if exchange.phase.is_in_headers() || exchange.phase.is_idle() {
             self.waiting = None;
-        } else if has_come {
-            self.turn.is_busy();
+            return;
+        }
+        let turn = exchange.turn();
+        let Some(turn) = &*turn else { return };
+        if has_come {
+            turn.is_busy();
         } else {
             let since = *self.waiting.get_or_insert_with(Instant::now);
-            self.turn.waits_for_body(since);
+            turn.waits_for_body(since);
         }
     }
 
     /// The status of an answer that no handler has given.
     fn refusal(&self, bytes: &[u8]) -> Option<u16> {
-        if !(self.phase.is_in_headers() || self.phase.is_idle()) {
+        let phase = &self.exchange.phase;
+        if !(phase.is_in_headers() || phase.is_idle()) {
             return None;
         }
         let status = bytes.strip_prefix(b"HTTP/1.")?.get(2..5)?;
@@ -287,7 +367,13 @@ impl AsyncRead for Watched {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.begun.is_empty() {
+            let before = buffer.filled().len();
             let read = Pin::new(&mut self.wire).poll_read(cx, buffer);
+            // The end of the connection is no request.
+            let has_begun = self.exchange.phase.is_idle() && buffer.filled().len() > before;
+            if has_begun && !self.exchange.begins() {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
             self.mind_body(read.is_ready());
             return read;
         }

@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{
     ALLOW, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, IF_NONE_MATCH, ORIGIN, RETRY_AFTER,
 };
+use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode, Version};
 use serde_json::Value;
 
@@ -22,6 +23,7 @@ use crate::core::authhook::{Decision, HookAction, HookContext};
 use crate::core::http_body::{self, BodyError, Polite};
 use crate::core::logging::Action;
 use crate::core::metrics::ApiRefusal;
+use crate::core::serving::http1;
 use crate::core::types::Secret;
 use crate::core::wire;
 
@@ -49,7 +51,7 @@ pub(super) async fn answer(api: &Arc<Api>, peer: Peer, request: Request<Incoming
 
 async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &str) -> Response {
     let (head, body) = request.into_parts();
-    if let Some(refusal) = refuse_early(api, &head.headers) {
+    if let Some(refusal) = refuse_early(api, &head) {
         drop(Polite::new(body, UNWANTED_BYTES));
         return refusal;
     }
@@ -83,6 +85,7 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
     let bearer = call::bearer(&head.headers);
     let token = body_token(&body);
     let http = call::http_context(head.method.as_str(), path, route_action, &bearer, &peer);
+    let http = Arc::new(http);
     // Who may run scripts may do everything else. Other rights are no ticket: what everybody may do must not make a guess known.
     let credentials = [route_action, HookAction::Run.as_str()]
         .map(|action| call::fingerprint(&peer, &token, &bearer, action));
@@ -112,10 +115,10 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
     if let Some(line) = later {
         line.info();
     }
-    let no_route = format!("no route for {} {path}", head.method);
+    let no_route = || format!("no route for {} {path}", head.method);
     match found {
-        Found::Nothing => reply::not_found(&no_route),
-        Found::OtherMethods(methods) => other_method(&head.method, &methods, &no_route),
+        Found::Nothing => reply::not_found(&no_route()),
+        Found::OtherMethods(methods) => other_method(&head.method, &methods, &no_route()),
         Found::Route(route, reqid) => {
             let handler = route.handler;
             handler(Call {
@@ -145,16 +148,29 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
 }
 
 /// The refusals that need nothing but the head of the request.
-fn refuse_early(api: &Api, headers: &HeaderMap) -> Option<Response> {
-    if headers.len() > wire::MAX_HEADERS {
+fn refuse_early(api: &Api, head: &Parts) -> Option<Response> {
+    let lines = head.headers.iter();
+    let length: usize = lines
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    let long = length + head.uri.path().len() > http1::MAX_HEAD;
+    if long || head.headers.len() > wire::MAX_HEADERS {
         api.metrics.refused(ApiRefusal::Headers);
-        return Some(reply::error(
+        let why = match long {
+            true => format!("more than {} bytes", http1::MAX_HEAD),
+            false => format!("more than {} header lines", wire::MAX_HEADERS),
+        };
+        let mut refusal = reply::error(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "request header fields too large",
-            &format!("more than {} header lines", wire::MAX_HEADERS),
-        ));
+            &why,
+        );
+        if head.version < Version::HTTP_2 {
+            and_close(&mut refusal);
+        }
+        return Some(refusal);
     }
-    if announced(headers).is_some_and(|length| length > wire::MAX_REQUEST_BODY) {
+    if announced(&head.headers).is_some_and(|length| length > wire::MAX_REQUEST_BODY) {
         return Some(no_body(api, BodyError::TooLarge));
     }
     None

@@ -6,6 +6,7 @@ mod process;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -111,7 +112,7 @@ pub struct HookContext {
     pub reqid: String,
     pub submitter: Option<Submitter>,
     /// Only from the API.
-    pub http: Option<HttpContext>,
+    pub http: Option<Arc<HttpContext>>,
 }
 
 impl HookContext {

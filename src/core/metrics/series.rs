@@ -18,6 +18,8 @@ struct Series<T> {
     by_labels: BTreeMap<String, T>,
     /// Values of the first label so far.
     known: BTreeSet<String>,
+    /// Where labels are rendered: most events have a series already, and cost no allocation.
+    scratch: String,
 }
 
 impl<T: Default> Series<T> {
@@ -25,19 +27,26 @@ impl<T: Default> Series<T> {
         Self {
             by_labels: BTreeMap::new(),
             known: BTreeSet::new(),
+            scratch: String::new(),
         }
     }
 
-    fn at(&mut self, family: &Family, values: &[&str]) -> &mut T {
-        let rendered = match values.split_first() {
+    fn change(&mut self, family: &Family, values: &[&str], change: impl FnOnce(&mut T)) {
+        let mut rendered = std::mem::take(&mut self.scratch);
+        rendered.clear();
+        match values.split_first() {
             Some((first, rest)) if !self.admit(first) => {
                 let mut bounded = vec![OTHER];
                 bounded.extend_from_slice(rest);
-                labels(family.labels, &bounded)
+                labels(family.labels, &bounded, &mut rendered);
             }
-            _ => labels(family.labels, values),
-        };
-        self.by_labels.entry(rendered).or_default()
+            _ => labels(family.labels, values, &mut rendered),
+        }
+        match self.by_labels.get_mut(&rendered) {
+            Some(value) => change(value),
+            None => change(self.by_labels.entry(rendered.clone()).or_default()),
+        }
+        self.scratch = rendered;
     }
 
     fn admit(&mut self, first: &str) -> bool {
@@ -74,19 +83,19 @@ impl Counter {
 
     /// One more event.
     pub fn count(&self, values: &[&str]) {
-        let mut series = locked(&self.series);
-        let value = series.at(self.family, values);
-        *value = value.saturating_add(1);
+        locked(&self.series).change(self.family, values, |value| {
+            *value = value.saturating_add(1);
+        });
     }
 
     /// The total so far, where somebody else counts.
     pub fn put(&self, values: &[&str], total: u64) {
-        *locked(&self.series).at(self.family, values) = total;
+        locked(&self.series).change(self.family, values, |value| *value = total);
     }
 
     /// Shows a series before its first event, so that a scraper sees the step from 0 to 1.
     pub fn expect(&self, values: &[&str]) {
-        locked(&self.series).at(self.family, values);
+        locked(&self.series).change(self.family, values, |_| ());
     }
 
     pub fn render(&self, page: &mut Page) {
@@ -156,20 +165,20 @@ impl Histogram {
 
     pub fn observe(&self, values: &[&str], took: Duration) {
         let seconds = took.as_secs_f64();
-        let mut series = locked(&self.series);
-        let distribution = series.at(self.family, values);
-        distribution.buckets.resize(self.bounds.len(), 0);
         let bucket = self.bounds.partition_point(|bound| *bound < seconds);
-        if let Some(bucket) = distribution.buckets.get_mut(bucket) {
-            *bucket += 1;
-        }
-        distribution.sum += seconds;
-        distribution.count += 1;
+        locked(&self.series).change(self.family, values, |distribution| {
+            distribution.buckets.resize(self.bounds.len(), 0);
+            if let Some(bucket) = distribution.buckets.get_mut(bucket) {
+                *bucket += 1;
+            }
+            distribution.sum += seconds;
+            distribution.count += 1;
+        });
     }
 
     /// Shows a series before its first event.
     pub fn expect(&self, values: &[&str]) {
-        locked(&self.series).at(self.family, values);
+        locked(&self.series).change(self.family, values, |_| ());
     }
 
     pub fn render(&self, page: &mut Page) {

@@ -65,12 +65,9 @@ impl Page {
 
     /// A sample of the family that was begun last.
     pub fn sample(&mut self, family: &Family, values: &[&str], value: i64) {
-        self.line(
-            family.name,
-            "",
-            &labels(family.labels, values),
-            &value.to_string(),
-        );
+        let mut rendered = String::new();
+        labels(family.labels, values, &mut rendered);
+        self.line(family.name, "", &rendered, &value.to_string());
     }
 
     /// A line with labels that are rendered already.
@@ -84,8 +81,7 @@ impl Page {
 }
 
 /// `name="value",...` with the three characters escaped that the format asks for. A value too few is empty, one too many is left out.
-pub(super) fn labels(names: &[&str], values: &[&str]) -> String {
-    let mut text = String::new();
+pub(super) fn labels(names: &[&str], values: &[&str], text: &mut String) {
     for (at, name) in names.iter().enumerate() {
         if at > 0 {
             text.push(',');
@@ -102,7 +98,6 @@ pub(super) fn labels(names: &[&str], values: &[&str]) -> String {
         }
         text.push('"');
     }
-    text
 }
 
 #[cfg(test)]
@@ -111,6 +106,11 @@ mod tests {
 
     #[test]
     fn values_are_escaped_and_nothing_else_is() {
+        let labels = |names: &[&str], values: &[&str]| {
+            let mut text = String::new();
+            super::labels(names, values, &mut text);
+            text
+        };
         let text = labels(&["a", "b"], &["x\\y\"z\n\u{e4}\t", "plain"]);
         assert_eq!(text, "a=\"x\\\\y\\\"z\\n\u{e4}\t\",b=\"plain\"");
         assert_eq!(labels(&[], &["lost"]), "");

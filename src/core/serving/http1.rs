@@ -12,8 +12,9 @@ use hyper_util::rt::TokioIo;
 
 use crate::core::stream::BoxedStream;
 
-/// Longest request line and headers together.
-const MAX_HEAD: usize = 64 * 1024;
+/// Longest request line and headers together. What comes in one piece with the end of a head may be longer by that piece: whoever means
+/// the limit looks again.
+pub const MAX_HEAD: usize = 64 * 1024;
 
 /// An answer in the making.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
