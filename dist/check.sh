@@ -15,7 +15,7 @@ for word in "$@"; do
     *) names="$names $word" ;;
     esac
 done
-[ -n "$names" ] || names="syntax systemd procd openrc router"
+[ -n "$names" ] || names="syntax systemd syscalls procd openrc router"
 
 sh "$here/checks/packages.sh" || exit
 

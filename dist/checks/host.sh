@@ -55,15 +55,17 @@ install_by_hand() {
     for _name in ced cea ctrl-exec-agent ctrl-exec-dispatcher ctrl-exec-api; do ln -sf ctrl-exec "$1/usr/bin/$_name"; done
     ln -sf ../bin/ctrl-exec "$1/usr/sbin/ctrl-exec-exec"
     mkdir -p "$1/etc/ctrl-exec-agent" "$1/opt/ctrl-exec-scripts" "$1/etc/ctrl-exec"
-    chown 0:301 "$1/etc/ctrl-exec-agent" "$1/opt/ctrl-exec-scripts"
-    chmod 0750 "$1/etc/ctrl-exec-agent" "$1/opt/ctrl-exec-scripts"
+    chown 0:301 "$1/etc/ctrl-exec-agent"
+    chmod 0750 "$1/etc/ctrl-exec-agent"
+    # Open: the users of the profiles must get through.
+    chmod 0755 "$1/opt/ctrl-exec-scripts"
     chown 0:302 "$1/etc/ctrl-exec"
     chmod 2750 "$1/etc/ctrl-exec"
     # Files that are there stay as they are.
     [ -e "$1/etc/ctrl-exec-agent/agent.toml" ] || seed "$1" "$2"
-    chown 0:301 "$1"/etc/ctrl-exec-agent/*.toml "$1"/opt/ctrl-exec-scripts/*.sh
+    chown 0:301 "$1"/etc/ctrl-exec-agent/*.toml
     chmod 0640 "$1"/etc/ctrl-exec-agent/*.toml
-    chmod 0750 "$1"/opt/ctrl-exec-scripts/*.sh
+    chmod 0755 "$1"/opt/ctrl-exec-scripts/*.sh
 }
 
 # The rest is for inside.

@@ -26,11 +26,11 @@ for suite in $suites; do
     for name in agent exec api maintenance; do cp "$repo/openrc/ctrl-exec-$name" "$root/etc/init.d/"; done
     mkdir -p "$root/etc/conf.d" "$root/checks"
     cp "$repo"/openrc/conf.d/* "$root/etc/conf.d/"
-    cp "$repo/dist/checks/lib.sh" "$repo/dist/checks/host.sh" "$repo/dist/checks/openrc-inside.sh" "$root/checks/"
+    cp "$repo/dist/checks/lib.sh" "$repo/dist/checks/host.sh" "$repo/dist/checks/init.sh" "$repo/dist/checks/openrc-inside.sh" "$root/checks/"
     echo "-- OpenRC of Debian $suite"
-    unshare --mount --pid --net --uts --fork --kill-child sh -c "
-        mount -t proc proc '$root/proc' && mount -t tmpfs -o mode=0755 run '$root/run' &&
-        exec chroot '$root' /bin/busybox timeout -s KILL 170 /bin/sh /checks/openrc-inside.sh" >"$work/said" 2>&1 </dev/null
+    timeout -s KILL 170 unshare --mount --pid --net --uts --fork --kill-child sh -c "
+        mount --bind '$root' '$root' && mount -t tmpfs -o mode=0755 run '$root/run' &&
+        exec sh '$repo/dist/checks/enter.sh' '$root' /checks/openrc-inside.sh" >"$work/said" 2>&1 </dev/null
     status=$?
     cat "$work/said"
     passed=$((passed + $(grep -c '^ok ' "$work/said")))

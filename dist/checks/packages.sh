@@ -27,7 +27,7 @@ if [ "${1:-}" = root ]; then
         # shellcheck disable=SC2086
         apt-get $options update -q >/dev/null
         # What OpenRC's programs are linked with. Names differ between suites; those that a suite does not have are not needed there.
-        for package in openrc libeinfo1 librc1 librc1t64 libc6 libpam0g libselinux1 libaudit1 libcap-ng0 libpcre2-8-0 libcap2; do
+        for package in openrc libeinfo1 librc1 librc1t64 libc6 libpam0g libpam-modules libselinux1 libaudit1 libcap-ng0 libpcre2-8-0 libcap2; do
             # shellcheck disable=SC2086
             (cd "$dir/debs" && apt-get $options download -q "$package" >/dev/null 2>&1) || true
         done
@@ -55,6 +55,7 @@ want shellcheck shellcheck
 want dash dash
 want unshare util-linux
 want python3 python3
+want strace strace
 # Linked dynamically it does not run in a root of its own.
 if command -v busybox >/dev/null 2>&1 && ! ldd "$(command -v busybox)" 2>&1 | grep -q 'not a dynamic'; then missing="$missing busybox-static"; fi
 [ -n "$missing" ] || exit 0

@@ -26,9 +26,9 @@ cp "$repo"/dist/checks/*.sh "$repo/procd/ctrl-exec.config" "$root/checks/"
 cp "$repo/dist/checks/uci-stub.sh" "$root/sbin/uci"
 printf '#!/bin/sh\necho "$*" >>/tmp/ubus\n' >"$root/sbin/ubus"
 chmod 755 "$root/sbin/uci" "$root/sbin/ubus"
-unshare --mount --pid --net --uts --fork --kill-child sh -c "
-    mount -t proc proc '$root/proc' && mount -t tmpfs -o mode=1777 tmp '$root/tmp' &&
-    exec chroot '$root' /bin/busybox timeout -s KILL 120 /bin/sh /checks/procd-inside.sh" >"$work/said" 2>&1 </dev/null
+timeout -s KILL 120 unshare --mount --pid --net --uts --fork --kill-child sh -c "
+    mount --bind '$root' '$root' && mount -t tmpfs -o mode=1777 tmp '$root/tmp' &&
+    exec sh '$repo/dist/checks/enter.sh' '$root' /checks/procd-inside.sh" >"$work/said" 2>&1 </dev/null
 status=$?
 cat "$work/said"
 passed=$(grep -c '^ok ' "$work/said")

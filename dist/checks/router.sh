@@ -14,7 +14,7 @@ grep -q -w overlay /proc/filesystems || modprobe overlay 2>/dev/null || cannot "
 make_work
 cd "${work:?}" || exit 1
 # rom: the firmware. upper: the flash. mnt: the other side of the network (dispatcher) and the log, which are not the router's.
-mkdir rom rom/mnt rom/overlay upper workdir merged mnt
+mkdir rom rom/mnt rom/.old upper workdir merged mnt
 make_root rom
 rm -r rom/var
 ln -s tmp rom/var
@@ -32,11 +32,11 @@ install_services() { # root
 # boot PHASE: what is written outside of /tmp goes to the flash and stays; everything else ends with it.
 boot() {
     echo "-- $1"
-    unshare --mount --pid --net --uts --fork --kill-child sh -c "
+    timeout -s KILL 150 unshare --mount --pid --net --uts --fork --kill-child sh -c "
         mount -t overlay -o lowerdir='$work/rom',upperdir='$work/upper',workdir='$work/workdir' router '$work/merged' &&
-        mount -t tmpfs -o mode=1777 tmp '$work/merged/tmp' && mount -t proc proc '$work/merged/proc' &&
+        mount -t tmpfs -o mode=1777 tmp '$work/merged/tmp' &&
         mount --bind '$work/mnt' '$work/merged/mnt' && mount -t tmpfs -o mode=0755 dev '$work/merged/dev' &&
-        exec chroot '$work/merged' /bin/busybox timeout -s KILL 150 /bin/sh /checks/router-inside.sh $1" >said 2>&1 </dev/null
+        exec sh '$repo/dist/checks/enter.sh' '$work/merged' /checks/router-inside.sh $1" >said 2>&1 </dev/null
     _status=$?
     cat said
     passed=$((passed + $(grep -c '^ok ' said)))
