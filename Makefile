@@ -1,6 +1,6 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz api-fuzz ci clean
+.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz api-fuzz dist-check dist-check-full ci clean
 
 ARCH = $(shell uname -m)
 STATIC = target/dist/ctrl-exec-$(ARCH)
@@ -13,6 +13,7 @@ help:
 	@echo "make build   host build (debug)          make static  static musl binary in target/dist"
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
+	@echo "make dist-check    service files under systemd's tools, OpenRC, a stand-in for procd, a simulated router (root, Debian); -full: more"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
 	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
 	@echo "make api-fuzz    schemathesis against a real API with two agents, about three minutes (fetches it from PyPI)"
@@ -61,6 +62,13 @@ fuzz: deps
 # Fails where the tool cannot be had.
 api-fuzz: static
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/api-fuzz.sh
+
+# Service files; dist/checks/ has a program for each part, which can be run alone.
+dist-check: static
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh
+
+dist-check-full: static
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh --full
 
 ci:
 	bash .ci/run
