@@ -66,6 +66,7 @@ size: static
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --test api_schemathesis -- -D warnings
 	@command -v cargo-deny >/dev/null 2>&1 || test -x "$$HOME/.cargo/bin/cargo-deny" || $(CARGO) install --quiet --locked cargo-deny@0.20.2
 	PATH="$$PATH:$$HOME/.cargo/bin" sh dist/deny.sh

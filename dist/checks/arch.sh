@@ -64,7 +64,7 @@ register() {
     entry=$folder/$name
 }
 
-# ced, cea, ctrl-exec-exec: by link names where the kernel starts them, by QEMU otherwise. For a subshell: it becomes the program.
+# ced, cea, ctrl-exec-exec, ctrl-exec: by link names where the kernel starts them, by QEMU otherwise. For a subshell: it becomes the program.
 become() { # seconds host name words...
     patience=$1 name=$3
     export CTRL_EXEC_ROOT="$work/$2" CTRL_EXEC_HOSTNAME="smoke-$2"
@@ -141,6 +141,7 @@ smoke() { # profile
     ln -s "$PWD/$dispatcher_binary" "$work/bin/ced"
     ln -s "$PWD/$agent_binary" "$work/bin/cea"
     ln -s "$PWD/$agent_binary" "$work/bin/ctrl-exec-exec"
+    ln -s "$PWD/$agent_binary" "$work/bin/ctrl-exec"
     port=$(free_port) pairing=$(free_port)
     printf '#!/bin/sh\necho "greetings to $1"\n' >"$work/scripts/greet"
     printf '#!/bin/sh\necho to stderr >&2\nexit 3\n' >"$work/scripts/fail"
@@ -154,6 +155,13 @@ smoke() { # profile
 
     patient agent cea --version >"$work/said"
     expect "^ctrl-exec-agent $version\$" "$work/said"
+    if [ "$1" = router ]; then
+        patient agent ctrl-exec ced ping x >"$work/said" 2>&1 && complain "a router binary has a dispatcher"
+        expect "This build of ctrl-exec has no 'ced'" "$work/said"
+        patient agent ctrl-exec --help >"$work/said"
+        expect '^  cea ' "$work/said"
+        ! grep -qw -e ced -e ced-api -e demo "$work/said" || complain "--help of a router binary lists what it has not"
+    fi
 
     patient dispatcher ced setup-ca >/dev/null
     patient dispatcher ced setup-ctrl-exec >"$work/said"
