@@ -19,7 +19,7 @@ here=$(uname -m)
 arch=${ARCH:-$here}
 target=$arch-unknown-linux-musl
 [ "$arch" != armv7 ] || target=armv7-unknown-linux-musleabihf
-features= suffix=
+features='' suffix=''
 case ${PROFILE:-full} in
 full) ;;
 router) features=--no-default-features suffix=-router ;;

@@ -151,7 +151,8 @@ smoke() { # profile
     for script in greet fail rest who; do
         printf '[scripts.%s]\npath = "%s"\n' "$script" "$work/scripts/$script"
     done >"$etc/scripts.toml"
-    printf 'port = %s\nbind = "127.0.0.1"\nscript_dirs = ["%s"]\n' "$port" "$work/scripts" >"$etc/agent.toml"
+    printf 'port = %s\nbind = "127.0.0.1"\nscript_dirs = ["%s"]\n' "$port" "$work/scripts" >"$work/agent.toml"
+    { cat "$work/agent.toml" && echo '[profile.default]'; } >"$etc/agent.toml"
 
     patient agent cea --version >"$work/said"
     expect "^ctrl-exec-agent $version\$" "$work/said"
@@ -187,12 +188,24 @@ smoke() { # profile
         echo "NOTE: without binfmt_misc nothing that restarts itself can be tried: the agent runs its scripts directly, none asynchronously"
     fi
     background "$work/agent.log" agent cea serve
+    serving=$last
     until_true "the agent" "$work/agent.log" grep -q ACTION=start "$work/agent.log"
     patient dispatcher ced ping smoke-agent >"$work/said" 2>&1 || { cat "$work/said" "$work/agent.log" >&2; complain "no ping"; }
     expect smoke-agent "$work/said"
     expect "$version" "$work/said"
     echo "  pinged"
     patient dispatcher ced run smoke-agent greet -- "two words" >"$work/said" 2>&1 || true
+    if [ $mode = executor ] && grep -q 'there is more than one thread' "$work/executor.log"; then
+        # The executor insists on having one thread before it forks, and QEMU has one of its own in the same process.
+        echo "NOTE: qemu-user adds a thread, so the executor rightly refuses to fork: it starts and answers, but the agent runs the scripts itself here"
+        mode=direct
+        kill "$serving"
+        wait "$serving" || true
+        cp "$work/direct.toml" "$etc/agent.toml"
+        background "$work/agent.log" agent cea serve
+        until_true "the agent" "$work/agent.log" grep -q ACTION=start "$work/agent.log"
+        patient dispatcher ced run smoke-agent greet -- "two words" >"$work/said" 2>&1 || true
+    fi
     expect '^greetings to two words$' "$work/said"
     status=0
     patient dispatcher ced run smoke-agent fail >"$work/said" 2>&1 || status=$?
@@ -220,8 +233,11 @@ smoke() { # profile
 # Starts the executor if QEMU lets it live, and tells the agent to use it.
 executor_is_there() {
     socket=$work/agent/run/ctrl-exec-agent/exec.sock
-    cp "$etc/agent.toml" "$work/agent.toml"
-    printf 'executor_socket = "/run/ctrl-exec-agent/exec.sock"\n\n[executor]\nbaseline = "compat"\n\n[profile.default]\nrun_as = "nobody"\n' >>"$etc/agent.toml"
+    cp "$etc/agent.toml" "$work/direct.toml"
+    {
+        cat "$work/agent.toml"
+        printf 'executor_socket = "/run/ctrl-exec-agent/exec.sock"\n\n[executor]\nbaseline = "compat"\n\n[profile.default]\nrun_as = "nobody"\n'
+    } >"$etc/agent.toml"
     background "$work/executor.log" agent ctrl-exec-exec serve "$socket" "$etc/agent.toml" "$etc/scripts.toml" root
     until_true "the executor" "$work/executor.log" test -S "$socket"
 }
