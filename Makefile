@@ -1,8 +1,9 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz api-fuzz dist-check dist-check-full ci clean
+.PHONY: help deps build static static-all arch-check test test-fast kernels demo bench size lint fuzz api-fuzz dist-check dist-check-full ci clean
 
 ARCH = $(shell uname -m)
+PROFILE = full
 STATIC = target/dist/ctrl-exec-$(ARCH)
 # rustup's cargo where there is one, else the distribution's.
 CARGO = $(shell command -v cargo || echo /usr/bin/cargo)
@@ -11,6 +12,8 @@ help:
 	@echo "make demo    build, then pair a dispatcher and an agent in a temporary folder and run scripts"
 	@echo "make test    build the static binary, run every test against it"
 	@echo "make build   host build (debug)          make static  static musl binary in target/dist"
+	@echo "make static ARCH=aarch64|armv7|mipsel PROFILE=router    for another machine; without dispatcher and API (docs/architectures.md)"
+	@echo "make static-all    every combination that is offered     make arch-check    try them under qemu-user"
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
 	@echo "make dist-check    service files under systemd's tools, OpenRC, a stand-in for procd, a simulated router (root, Debian); -full: more"
@@ -26,7 +29,20 @@ build:
 	$(CARGO) build --locked
 
 static: deps
-	sh dist/static.sh
+	ARCH=$(ARCH) PROFILE=$(PROFILE) sh dist/static.sh
+
+# What is offered, router builds behind a stroke. Minutes each.
+OFFERED = x86_64 aarch64 aarch64-router armv7 armv7-router mipsel-router
+
+static-all: deps
+	for one in $(OFFERED); do \
+		case $$one in *-router) profile=router ;; *) profile=full ;; esac; \
+		ARCH=$${one%-router} PROFILE=$$profile sh dist/static.sh || exit 1; \
+	done
+
+# As root: executor and detached runs too. The dispatcher of a router's test is this machine's own.
+arch-check: static-all
+	for arch in aarch64 armv7 mipsel; do sh dist/checks/arch.sh $$arch || exit 1; done
 
 test: static
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) $(CARGO) test --locked
@@ -51,6 +67,7 @@ size: static
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features --lib --bins -- -D warnings
 	$(CARGO) clippy --locked --test api_schemathesis -- -D warnings
 	@command -v cargo-deny >/dev/null 2>&1 || test -x "$$HOME/.cargo/bin/cargo-deny" || $(CARGO) install --quiet --locked cargo-deny@0.20.2
 	PATH="$$PATH:$$HOME/.cargo/bin" sh dist/deny.sh

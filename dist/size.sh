@@ -9,6 +9,14 @@ pss_bound=4096
 executor_bound=1024
 broken=no
 
+# What has been built for other machines: architecture, bound of the binary, bound of it compressed (KiB, "-": none).
+offered='aarch64 - -
+aarch64-router - -
+armv7 3686 -
+armv7-router 2252 1024
+mipsel-router 2252 1024
+x86_64-router - -'
+
 row() { # what value unit bound
     printf '%-36s %9s %-6s %s\n' "$1" "$2" "$3" "${4:+(bound $4)}"
     if [ -n "${4:-}" ] && [ "$2" -gt "$4" ]; then
@@ -19,6 +27,17 @@ row() { # what value unit bound
 
 row "$(basename "$binary")" "$(wc -c <"$binary")" bytes "$size_bound"
 row "  compressed (gzip -9)" "$(gzip -9c "$binary" | wc -c)" bytes ""
+
+while read -r one bound packed; do
+    other=target/dist/ctrl-exec-$one
+    [ -f "$other" ] && [ "$other" != "$binary" ] || continue
+    [ "$bound" = - ] && bound='' || bound=$((bound * 1024))
+    [ "$packed" = - ] && packed='' || packed=$((packed * 1024))
+    row "ctrl-exec-$one" "$(wc -c <"$other")" bytes "$bound"
+    row "  compressed (gzip -9)" "$(gzip -9c "$other" | wc -c)" bytes "$packed"
+done <<LIST
+$offered
+LIST
 
 folder=$(mktemp -u "${TMPDIR:-/tmp}/ctrl-exec-size-XXXXXX")
 said=$("$binary" demo --keep --dir "$folder")

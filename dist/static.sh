@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the static musl binary with whichever toolchain is there and puts it to target/dist/ctrl-exec-ARCH.
+# Builds the static musl binary with whichever toolchain is there and puts it to target/dist/ctrl-exec-ARCH (-router for that profile).
 #   static.sh              build
 #   static.sh --example X  the same for an example of the package: what the bench compares the binary with
 #   static.sh --can-build  exit 0 if the compilers for it are there
@@ -9,15 +9,32 @@
 # Three ways, in this order: Debian's standard library source, which is compiled along for size (-Zbuild-std) and linked by Zig's C toolchain,
 # because Debian's libgcc_eh wants a symbol that musl has not; rustup's musl target, whose standard library is built for speed and unwinding
 # and makes the binary a third larger; a host that is musl itself (Alpine). The bounds of size.sh are those of the first way.
+#
+# ARCH=x86_64|aarch64|armv7|mipsel (default: this machine) builds for another one; only the first way can. docs/architectures.md has the table.
+# PROFILE=router leaves the dispatcher and its API out (default: full).
 set -eu
 
-arch=${ARCH:-$(uname -m)}
+here=$(uname -m)
+[ "$here" != armv7l ] || here=armv7
+arch=${ARCH:-$here}
 target=$arch-unknown-linux-musl
+[ "$arch" != armv7 ] || target=armv7-unknown-linux-musleabihf
+features='' suffix=''
+case ${PROFILE:-full} in
+full) ;;
+router) features=--no-default-features suffix=-router ;;
+*)
+    echo "PROFILE is '$PROFILE': use full or router" >&2
+    exit 2
+    ;;
+esac
 venv=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ctrl-exec-build/zig
 
 way() {
     if [ -f /etc/debian_version ] && [ -x /usr/bin/rustc ] && [ -d "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std" ] && /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null; then
         echo debian
+    elif [ "$arch" != "$here" ]; then
+        return 1
     elif command -v rustc >/dev/null 2>&1 && [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
         echo rustup
     elif [ -f /etc/alpine-release ] && command -v cargo >/dev/null 2>&1; then
@@ -61,24 +78,35 @@ way=$(way) || {
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 [ "$epoch" -le "$(date +%s)" ] || epoch=0
 export CTRL_EXEC_BUILD_EPOCH="$epoch"
+extra=
+case $arch in
+# Where musl once had a time of 32 bits, it is told to use the one of 64: certificates do not end in 2038.
+armv7) export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1 ;;
+# The compiler's idea of this target is dynamic. 24Kc: no floating point unit.
+mipsel)
+    export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
+    extra="-Ctarget-feature=+crt-static,+soft-float -Ctarget-cpu=mips32r2"
+    ;;
+esac
 case $way in
 rustup)
-    RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release $wanted --target "$target"
+    RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release $features $wanted --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release
     ;;
 native)
-    RUSTFLAGS="-Ctarget-feature=+crt-static -Cforce-unwind-tables=no" cargo build --locked --release $wanted --target-dir "${CARGO_TARGET_DIR:-target}/static"
+    RUSTFLAGS="-Ctarget-feature=+crt-static -Cforce-unwind-tables=no" cargo build --locked --release $features $wanted --target-dir "${CARGO_TARGET_DIR:-target}/static"
     built=${CARGO_TARGET_DIR:-target}/static/release
     ;;
 debian)
     sh "$0" --tools
-    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Clink-self-contained=no -Cforce-unwind-tables=no" \
-        "$venv/bin/cargo-zigbuild" zigbuild --locked --release $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
+    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Clink-self-contained=no -Cforce-unwind-tables=no $extra" \
+        "$venv/bin/cargo-zigbuild" zigbuild --locked --release $features $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release
     ;;
 esac
 built=$built${wanted:+/examples}/$name
+result=target/dist/$name-$arch$suffix
 mkdir -p target/dist
-cp "$built" "target/dist/$name-$arch.new"
-mv "target/dist/$name-$arch.new" "target/dist/$name-$arch"
-echo "target/dist/$name-$arch ($way): $(wc -c <"target/dist/$name-$arch") bytes"
+cp "$built" "$result.new"
+mv "$result.new" "$result"
+echo "$result ($way): $(wc -c <"$result") bytes"

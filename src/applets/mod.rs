@@ -1,7 +1,9 @@
 //! THE TABLE: which names this binary answers to, and what each of them does.
 
+#[cfg(feature = "api")]
 pub mod api;
 pub mod cea;
+#[cfg(feature = "dispatcher")]
 pub mod ced;
 pub mod cli;
 pub(crate) mod detach;
@@ -63,6 +65,7 @@ pub struct Applet {
 }
 
 pub static APPLETS: &[Applet] = &[
+    #[cfg(feature = "dispatcher")]
     Applet {
         name: "ced",
         aliases: &["ctrl-exec-dispatcher"],
@@ -75,6 +78,7 @@ pub static APPLETS: &[Applet] = &[
         summary: "agent: run allowlisted scripts for trusted dispatchers",
         entry: cea::main,
     },
+    #[cfg(feature = "api")]
     Applet {
         name: "ced-api",
         aliases: &["ctrl-exec-api"],
@@ -93,6 +97,20 @@ pub static APPLETS: &[Applet] = &[
         summary: "this binary's own name: links, demo, configuration tools; also takes every word that ced takes",
         entry: toolbox::main,
     },
+];
+
+/// Names of programs and tools that this build was made without (Cargo features `dispatcher` and `api`).
+pub static ELSEWHERE: &[&str] = &[
+    #[cfg(not(feature = "dispatcher"))]
+    "ced",
+    #[cfg(not(feature = "dispatcher"))]
+    "ctrl-exec-dispatcher",
+    #[cfg(not(feature = "dispatcher"))]
+    "demo",
+    #[cfg(not(feature = "api"))]
+    "ced-api",
+    #[cfg(not(feature = "api"))]
+    "ctrl-exec-api",
 ];
 
 /// Finds the applet that a name or alias stands for.
@@ -143,7 +161,11 @@ fn start(argv: Vec<OsString>) -> Result<Exit, AppError> {
     let applet = match applet {
         Some(applet) => applet,
         // A renamed copy of the file (`ctrl-exec-x86_64`, `ctrl-exec.new`) is still this binary.
-        None if called.starts_with("ctrl-exec") || called.is_empty() => &APPLETS[APPLETS.len() - 1],
+        None if (called.starts_with("ctrl-exec") && !ELSEWHERE.contains(&called))
+            || called.is_empty() =>
+        {
+            &APPLETS[APPLETS.len() - 1]
+        }
         None => return Err(AppError::usage(toolbox::unknown_name(called))),
     };
 

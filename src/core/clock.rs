@@ -3,8 +3,7 @@
 //! Certificates, expiry and time stamps take the time from here; durations and deadlines use the monotonic clock instead.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::UnixTime;
@@ -48,6 +47,11 @@ fn offset_in(file: &Path) -> i64 {
         .unwrap_or(0)
 }
 
+/// A number is never half changed, whatever panics elsewhere.
+fn locked(floor: &Mutex<i64>) -> MutexGuard<'_, i64> {
+    floor.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tells the time. Cheap to clone; clones share their floor.
 #[derive(Clone, Debug)]
 pub struct Clock(Kind);
@@ -56,7 +60,8 @@ pub struct Clock(Kind);
 enum Kind {
     Running {
         source: TimeSource,
-        floor: Arc<AtomicI64>,
+        /// Not an atomic: 32-bit MIPS has none of 64 bits.
+        floor: Arc<Mutex<i64>>,
     },
     Fixed(i64),
 }
@@ -66,7 +71,7 @@ impl Clock {
     pub fn new(source: TimeSource, floor_unix: i64) -> Self {
         Self(Kind::Running {
             source,
-            floor: Arc::new(AtomicI64::new(floor_unix.max(BUILT))),
+            floor: Arc::new(Mutex::new(floor_unix.max(BUILT))),
         })
     }
 
@@ -96,7 +101,7 @@ impl Clock {
     /// Seconds since 1970.
     pub fn now(&self) -> i64 {
         match &self.0 {
-            Kind::Running { source, floor } => source.now().max(floor.load(Ordering::Relaxed)),
+            Kind::Running { source, floor } => source.now().max(*locked(floor)),
             Kind::Fixed(unix) => *unix,
         }
     }
@@ -104,7 +109,7 @@ impl Clock {
     /// Whether the clock of the system is behind the floor, so that [`now`](Self::now) is only a lower bound of the real time.
     pub fn is_behind(&self) -> bool {
         match &self.0 {
-            Kind::Running { source, floor } => source.now() < floor.load(Ordering::Relaxed),
+            Kind::Running { source, floor } => source.now() < *locked(floor),
             Kind::Fixed(_) => false,
         }
     }
@@ -112,10 +117,7 @@ impl Clock {
     /// Seconds by which the clock of the system is behind the floor; 0 if it is not.
     pub fn lag(&self) -> i64 {
         match &self.0 {
-            Kind::Running { source, floor } => floor
-                .load(Ordering::Relaxed)
-                .saturating_sub(source.now())
-                .max(0),
+            Kind::Running { source, floor } => locked(floor).saturating_sub(source.now()).max(0),
             Kind::Fixed(_) => 0,
         }
     }
@@ -123,7 +125,7 @@ impl Clock {
     /// The time that this clock never falls below.
     pub fn floor(&self) -> i64 {
         match &self.0 {
-            Kind::Running { floor, .. } => floor.load(Ordering::Relaxed),
+            Kind::Running { floor, .. } => *locked(floor),
             Kind::Fixed(unix) => *unix,
         }
     }
@@ -131,7 +133,8 @@ impl Clock {
     /// It is at least `unix` by now, as somebody says whom we believe. Holds for all clones; never lowers the floor.
     pub fn raise(&self, unix: i64) {
         if let Kind::Running { floor, .. } = &self.0 {
-            floor.fetch_max(unix, Ordering::Relaxed);
+            let mut floor = locked(floor);
+            *floor = unix.max(*floor);
         }
     }
 

@@ -19,6 +19,23 @@ pub const AGENT_PORT: u16 = 7443;
 /// Port of the pairing listener.
 pub const PAIRING_PORT: u16 = 7444;
 
+/// Whether an agent is addressed by its name or by its stored address.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum LookupBy {
+    #[default]
+    Hostname,
+    Ip,
+}
+
+impl LookupBy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hostname => "hostname",
+            Self::Ip => "ip",
+        }
+    }
+}
+
 /// `POST /run` as a dispatcher sends it (spec/dispatcher.md 7). The agent reads leniently instead, see the agent's handler.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunRequest {

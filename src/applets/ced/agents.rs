@@ -11,9 +11,10 @@ use crate::applets::{AppError, Context, Exit};
 use crate::core::clock::Clock;
 use crate::core::logging::Action;
 use crate::core::pki::expiry;
-use crate::core::registry::{AgentRecord, LookupBy, PeerCheck, Registry};
+use crate::core::registry::{AgentRecord, PeerCheck, Registry};
 use crate::core::revocation::{Entry, Revocations};
 use crate::core::types::AgentName;
+use crate::core::wire::LookupBy;
 use crate::{complain, say};
 
 /// List the paired hosts.

@@ -251,10 +251,6 @@ static VERBS: &[Verb] = &[
     },
 ];
 
-pub(crate) fn is_verb(word: &str) -> bool {
-    VERBS.iter().any(|v| v.name == word)
-}
-
 pub(crate) fn verb_names() -> Vec<&'static str> {
     VERBS.iter().map(|v| v.name).collect()
 }

@@ -4,8 +4,16 @@ use std::path::PathBuf;
 
 use crate::applets::{AppError, Context, Exit, cli};
 use crate::core::config::{self, Loaded};
-use crate::core::{hostname, terminal};
+#[cfg(feature = "dispatcher")]
+use crate::core::hostname;
+use crate::core::terminal;
 use crate::{complain, say};
+
+const KNOWN: &str = if cfg!(feature = "dispatcher") {
+    "dispatcher, agent or scripts"
+} else {
+    "agent or scripts"
+};
 
 /// Read one configuration file, check it, and print it as TOML: ctrl-exec config convert|check dispatcher|agent|scripts [FILE]
 #[derive(argh::FromArgs)]
@@ -14,7 +22,7 @@ struct ConfigArgs {
     /// convert (print the TOML) or check (print only what is wrong)
     #[argh(positional)]
     verb: String,
-    /// which file: dispatcher, agent or scripts
+    /// which file: dispatcher (in builds that hold it), agent or scripts
     #[argh(positional)]
     which: String,
     /// the file, if it is not at its usual place
@@ -33,6 +41,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     let paths = &context.paths;
     let invalid = |e: config::ConfigError| AppError::config(e.to_string());
     let toml = match args.which.as_str() {
+        #[cfg(feature = "dispatcher")]
         "dispatcher" => {
             let name = hostname::short(context.var("CTRL_EXEC_HOSTNAME"));
             let config = heed(config::load_dispatcher(paths, file, &name).map_err(invalid)?);
@@ -51,7 +60,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         }
         other => {
             return Err(AppError::usage(format!(
-                "'{}' is no configuration of this binary: use dispatcher, agent or scripts",
+                "'{}' is no configuration of this binary: use {KNOWN}",
                 other.escape_debug()
             )));
         }

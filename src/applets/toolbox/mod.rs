@@ -1,10 +1,13 @@
 //! The bare `ctrl-exec` name: what concerns the binary itself. Any other word is a verb of the dispatcher.
 
 mod config;
+#[cfg(feature = "dispatcher")]
 mod demo;
 mod links;
 
-use crate::applets::{APPLETS, AppError, Context, Exit, VERSION, ced};
+#[cfg(feature = "dispatcher")]
+use crate::applets::ced;
+use crate::applets::{APPLETS, AppError, Context, ELSEWHERE, Exit, VERSION, find};
 use crate::say;
 
 type Tool = (
@@ -20,6 +23,7 @@ static TOOLS: &[Tool] = &[
         "check a configuration file, or print it as TOML",
         config::main,
     ),
+    #[cfg(feature = "dispatcher")]
     (
         "demo",
         "pair two hosts in a temporary folder and run scripts, step by step",
@@ -60,14 +64,30 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     if let Some((_, _, entry)) = TOOLS.iter().find(|(name, _, _)| name == word) {
         return entry(context, args.into_iter().skip(1).collect());
     }
-    if word.starts_with('-') || ced::is_verb(word) {
-        return ced::main(context, args);
+    match find("ced") {
+        Some(ced) if word.starts_with('-') || dispatcher_verbs().contains(&word.as_str()) => {
+            (ced.entry)(context, args)
+        }
+        _ => Err(AppError::usage(unknown_name(word))),
     }
-    Err(AppError::usage(unknown_name(word)))
+}
+
+/// What early releases had under the bare name; nothing in a build without the dispatcher.
+fn dispatcher_verbs() -> Vec<&'static str> {
+    #[cfg(feature = "dispatcher")]
+    return ced::verb_names();
+    #[cfg(not(feature = "dispatcher"))]
+    Vec::new()
 }
 
 /// The text for a name that leads nowhere.
 pub fn unknown_name(name: &str) -> String {
+    if ELSEWHERE.contains(&name) {
+        return format!(
+            "This build of ctrl-exec has no '{name}': it was made without the dispatcher or its API. \
+             Use the full build on hosts that need it."
+        );
+    }
     format!(
         "'{}' is not a program or verb of this binary.\n\n{}",
         name.escape_debug(),
@@ -92,10 +112,10 @@ fn usage() -> String {
     for (name, summary, _) in TOOLS {
         let _ = writeln!(text, "  {name:<14} {summary}");
     }
-    let _ = write!(
-        text,
-        "\nVerbs (of ced):\n  {}\n\nOptions: --help, --version, --list (all names), --root DIR (everything below DIR instead of /)",
-        ced::verb_names().join(", ")
-    );
+    let verbs = dispatcher_verbs();
+    if !verbs.is_empty() {
+        let _ = writeln!(text, "\nVerbs (of ced):\n  {}", verbs.join(", "));
+    }
+    text.push_str("\nOptions: --help, --version, --list (all names), --root DIR (everything below DIR instead of /)");
     text
 }

@@ -11,6 +11,7 @@ thread_local! {
 }
 
 /// What feeds a thread. Outside tests it is always there.
+#[cfg(feature = "dispatcher")]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Line {
     /// Effects that may still happen; `None`: any number.
@@ -39,7 +40,7 @@ impl Line {
     }
 }
 
-#[cfg(not(test))]
+#[cfg(all(not(test), feature = "dispatcher"))]
 impl Line {
     /// That of this thread.
     pub(crate) fn here() -> Self {

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::api::{LONG, RunMode, head, words};
+use super::common::{LONG, RunMode, certificates, head, number, words};
 use super::families as f;
-use super::fleet::{certificates, number};
 use super::series::{Counter, Gauge, Histogram, OTHER};
 use super::text::Page;
 use crate::core::types::ScriptName;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::common::{LONG, RunMode, head, words};
 use super::families as f;
 use super::fleet::FleetState;
 use super::series::{Counter, Gauge, Histogram, OTHER};
@@ -13,30 +14,8 @@ use crate::core::types::ScriptName;
 const SHORT: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
-/// Upper bounds of a run's time, seconds.
-pub(super) const LONG: &[f64] = &[
-    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0,
-];
 /// Methods that are told apart; a client can send any word.
 const METHODS: [&str; 7] = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"];
-
-/// Words of a label.
-macro_rules! words {
-    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-        pub enum $name { $($(#[$doc])* $variant),* }
-
-        impl $name {
-            pub const ALL: &[Self] = &[$(Self::$variant),*];
-
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),* }
-            }
-        }
-    };
-}
-pub(super) use words;
 
 words! {
     /// Why the API turned somebody away before a route.
@@ -54,11 +33,6 @@ words! {
         /// The handshake failed.
         Tls = "tls",
     }
-}
-
-words! {
-    /// Whether a run is waited for.
-    RunMode { Sync = "sync", Async = "async" }
 }
 
 words! {
@@ -187,13 +161,6 @@ impl ApiMetrics {
         fleet.render(&mut page);
         page.into_text()
     }
-}
-
-/// What every program shows first.
-pub(super) fn head(page: &mut Page, version: &str, program: &str, started: i64) {
-    page.begin(&f::BUILD_INFO);
-    page.sample(&f::BUILD_INFO, &[version, program], 1);
-    page.gauge(&f::START_TIME, started);
 }
 
 /// A connection of a client, counted until it is dropped.

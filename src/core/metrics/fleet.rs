@@ -1,5 +1,6 @@
 //! The state of the fleet as values, and as families. Metrics and `ced health` judge by the same one.
 
+use super::common::{certificates, number, words};
 use super::families as f;
 use super::text::{Family, Page};
 use crate::core::registry::SerialStatus;
@@ -9,7 +10,7 @@ use crate::core::types::AgentName;
 /// More agents than this are not told apart in metrics: only the one whose certificate ends first is shown.
 const MAX_AGENTS: usize = 1000;
 
-super::api::words! {
+words! {
     /// A part of the state that may be unreadable.
     What {
         Certificate = "certificate",
@@ -163,18 +164,6 @@ impl FleetState {
     }
 }
 
-/// The ends of the certificates that are known.
-pub(super) fn certificates(page: &mut Page, ends: &[(&str, Option<i64>)]) {
-    if ends.iter().any(|(_, end)| end.is_some()) {
-        page.begin(&f::CERTIFICATE_EXPIRY);
-    }
-    for (kind, end) in ends {
-        if let Some(end) = end {
-            page.sample(&f::CERTIFICATE_EXPIRY, &[kind], *end);
-        }
-    }
-}
-
 fn labelled<'a>(
     page: &mut Page,
     family: &Family,
@@ -184,10 +173,6 @@ fn labelled<'a>(
     for (value, count) in counts {
         page.sample(family, &[value], number(count));
     }
-}
-
-pub(super) fn number(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -9,17 +9,25 @@
 //! many different ones a family takes (see [`MAX_VALUES`]).
 
 mod agent;
+#[cfg(feature = "dispatcher")]
 mod api;
+mod common;
 mod families;
+#[cfg(feature = "dispatcher")]
 mod fleet;
+#[cfg(feature = "dispatcher")]
 mod gather;
 mod series;
 mod text;
 
 pub use agent::{AgentConnection, AgentMetrics, AgentNow, AgentRefusal, RunEnd};
-pub use api::{ApiMetrics, ApiRefusal, OpenConnection, Outcome, RunMode};
+#[cfg(feature = "dispatcher")]
+pub use api::{ApiMetrics, ApiRefusal, OpenConnection, Outcome};
+pub use common::RunMode;
 pub use families::FAMILIES;
+#[cfg(feature = "dispatcher")]
 pub use fleet::{AgentState, FleetState, RotationState, Waiting, What};
+#[cfg(feature = "dispatcher")]
 pub use gather::fleet;
 pub use series::{Counter, Gauge, Histogram, MAX_VALUES};
 pub use text::{Family, Kind, Page};

@@ -1,7 +1,6 @@
 //! Counters, gauges and histograms: a map from rendered labels to a value, behind one lock per family.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -109,31 +108,31 @@ impl Counter {
     }
 }
 
-/// A number without labels that goes up and down.
+/// A number without labels that goes up and down. Not an atomic: 32-bit MIPS has none of 64 bits.
 #[derive(Debug)]
 pub struct Gauge {
     family: &'static Family,
-    value: AtomicI64,
+    value: Mutex<i64>,
 }
 
 impl Gauge {
     pub const fn new(family: &'static Family) -> Self {
         Self {
             family,
-            value: AtomicI64::new(0),
+            value: Mutex::new(0),
         }
     }
 
     pub fn set(&self, value: i64) {
-        self.value.store(value, Ordering::Relaxed);
+        *locked(&self.value) = value;
     }
 
     pub fn add(&self, difference: i64) {
-        self.value.fetch_add(difference, Ordering::Relaxed);
+        *locked(&self.value) += difference;
     }
 
     pub fn render(&self, page: &mut Page) {
-        page.gauge(self.family, self.value.load(Ordering::Relaxed));
+        page.gauge(self.family, *locked(&self.value));
     }
 }
 

@@ -6,8 +6,8 @@ use super::message::{
     self, Acknowledgement, Approval, PATH_DONE, PATH_PAIR, PATH_REVEAL, PairRequest, Receipt,
     ResponseError, Reveal, Verdict,
 };
-use crate::core::registry::LookupBy;
 use crate::core::types::ReqId;
+use crate::core::wire::LookupBy;
 
 /// Who vouches that the dispatcher is the right one, apart from the code.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -23,12 +23,13 @@ use crate::core::pki::ca::CaError;
 use crate::core::pki::cert::CertError;
 use crate::core::pki::csr::CsrError;
 use crate::core::pki::{Authority, CertRequest, Certificate, keys};
-use crate::core::registry::{AgentRecord, LookupBy, Registry, RegistryError, SerialStatus};
+use crate::core::registry::{AgentRecord, Registry, RegistryError, SerialStatus};
 use crate::core::revocation::{RevocationError, Revocations};
 use crate::core::rotation;
 use crate::core::secure_open::{self, OpenError};
 use crate::core::types::{self, Serial};
 use crate::core::wire::AGENT_PORT;
+use crate::core::wire::LookupBy;
 
 /// What the operator says besides the id; everything beats what the agent asked for.
 #[derive(Clone, Debug, Default)]

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::code::{Commitment, Nonce};
 use crate::core::config::diagnostics::printable;
-use crate::core::registry::LookupBy;
 use crate::core::types::{AgentName, ReqId};
+use crate::core::wire::LookupBy;
 
 /// Path of the request that opens the exchange.
 pub const PATH_PAIR: &str = "/pair";

@@ -58,18 +58,23 @@
 //!   pairing working or a host that says clearly that it is not paired ([`install`]).
 
 pub mod agent;
+#[cfg(feature = "dispatcher")]
 pub mod approval;
 pub mod code;
 #[cfg(test)]
 mod crash_tests;
 pub mod delivery;
+#[cfg(feature = "dispatcher")]
 pub mod diagnostics;
+#[cfg(feature = "dispatcher")]
 pub mod dispatcher;
 pub mod framing;
 pub mod ids;
 pub mod install;
 pub mod message;
+#[cfg(feature = "dispatcher")]
 pub mod queue;
+#[cfg(feature = "dispatcher")]
 pub mod record;
 #[cfg(test)]
 mod simulation;

@@ -13,8 +13,8 @@ use super::dispatcher::{Binding, NewRequest};
 use super::ids::{PairingId, SessionId};
 use super::message::{parse_ip, parse_lookup_by};
 use crate::core::clock;
-use crate::core::registry::LookupBy;
 use crate::core::types::{self, AgentName};
+use crate::core::wire::LookupBy;
 
 /// A name that the source address resolves to.
 #[derive(Clone, Debug, Eq, PartialEq)]

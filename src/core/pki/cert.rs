@@ -322,6 +322,7 @@ fn may_issue(tbs: &TbsCertificate<'_>) -> Result<bool, CertError> {
 }
 
 /// The role URI of a leaf: `spiffe://<16 hex of the CA's key id>.ctrl-exec.internal/ctrl-exec/<role>/<id>` (spec/swarm.md 3.5.1).
+#[cfg(feature = "dispatcher")]
 pub(super) fn role_uri(ca_key_id: &[u8], role: Role, id: &str) -> String {
     let domain = crate::core::types::hex(&ca_key_id[..ca_key_id.len().min(8)]);
     format!(

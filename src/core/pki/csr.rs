@@ -46,11 +46,18 @@ pub enum CsrError {
 pub fn create_pem(key: &PrivateKey, name: &AgentName) -> Result<String, CsrError> {
     let failed = |e: rcgen::Error| CsrError::Make(e.to_string());
     let mut params = rcgen::CertificateParams::default();
-    params.distinguished_name = super::policy::common_name(name.as_str());
+    params.distinguished_name = common_name(name.as_str());
     params
         .serialize_request(key)
         .and_then(|request| request.pem())
         .map_err(failed)
+}
+
+/// A name of one CN.
+pub(super) fn common_name(cn: &str) -> rcgen::DistinguishedName {
+    let mut name = rcgen::DistinguishedName::new();
+    name.push(rcgen::DnType::CommonName, cn);
+    name
 }
 
 /// A request that has passed all checks but one: whether `cn` may have a certificate is for the caller to decide.

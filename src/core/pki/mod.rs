@@ -1,5 +1,6 @@
 //! Keys, certificates, requests and the authority that signs them (docs/architecture.md; spec/dispatcher.md 14, spec/swarm.md 3.5).
 
+#[cfg(feature = "dispatcher")]
 pub mod ca;
 pub mod cert;
 pub mod csr;
@@ -7,11 +8,14 @@ mod envelope;
 pub mod expiry;
 pub mod identity;
 pub mod keys;
+#[cfg(feature = "dispatcher")]
 mod policy;
 pub mod renewal;
+#[cfg(feature = "dispatcher")]
 mod serial_file;
 pub mod succession;
 
+#[cfg(feature = "dispatcher")]
 pub use ca::Authority;
 pub use cert::{Certificate, Role, Version};
 pub use csr::CertRequest;

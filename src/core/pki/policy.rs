@@ -11,6 +11,7 @@ use x509_parser::asn1_rs::{FromDer as _, Tag};
 use x509_parser::certificate::X509Certificate;
 
 use super::cert::{self, CertError, Certificate, Role};
+use super::csr::common_name;
 use super::keys::{PrivateKey, PublicKey};
 use crate::core::clock;
 use crate::core::types::Serial;
@@ -146,13 +147,6 @@ pub(super) fn can_write_name_of(ca: &Certificate, key: &PrivateKey) -> bool {
         Certificate::from_der(probe.der()).ok()
     };
     written().is_some_and(|probe| probe.issuer_der() == ca.subject_der())
-}
-
-/// A name of one CN.
-pub(super) fn common_name(cn: &str) -> DistinguishedName {
-    let mut name = DistinguishedName::new();
-    name.push(DnType::CommonName, cn);
-    name
 }
 
 /// The subject of a certificate for writing it again. Kinds of text that no CA of ours or of OpenSSL uses are refused.

@@ -6,7 +6,7 @@
 mod record;
 mod resolve;
 
-pub use record::{AgentRecord, LookupBy, PeerCheck, SerialStatus};
+pub use record::{AgentRecord, PeerCheck, SerialStatus};
 pub use resolve::{
     HostPort, NotAnAgent, Target, UnknownAgent, UnknownAgents, resolve, split_host_port,
 };

@@ -7,27 +7,10 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::core::types::AgentName;
-use crate::core::wire::AGENT_PORT;
+use crate::core::wire::{AGENT_PORT, LookupBy};
 
 /// Renames that count within one overlap; more would be somebody's loop.
 const MAX_FORMER_NAMES: usize = 8;
-
-/// Whether an agent is addressed by its name or by its stored address.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum LookupBy {
-    #[default]
-    Hostname,
-    Ip,
-}
-
-impl LookupBy {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hostname => "hostname",
-            Self::Ip => "ip",
-        }
-    }
-}
 
 /// How far the agent is known to trust our present serial.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{AgentRecord, LookupBy, Registry};
+use super::{AgentRecord, Registry};
 use crate::core::types::AgentName;
+use crate::core::wire::LookupBy;
 
 /// Where one request goes.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::wire::LookupBy;
 use proptest::prelude::*;
 use std::os::unix::fs::PermissionsExt as _;
 

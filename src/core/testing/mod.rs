@@ -27,9 +27,10 @@ use crate::core::maintenance::{Maintenance, Summary};
 use crate::core::paths::{Paths, Platform};
 use crate::core::pki::succession::Trusted;
 use crate::core::pki::{Authority, CertRequest, Certificate, KeyType, PrivateKey, csr, keys};
-use crate::core::registry::{AgentRecord, LookupBy, Registry, SerialStatus};
+use crate::core::registry::{AgentRecord, Registry, SerialStatus};
 use crate::core::rotation::{Issuer, Rotation, State};
 use crate::core::types::{AgentName, Serial};
+use crate::core::wire::LookupBy;
 
 pub(crate) const NOW: i64 = 1_800_000_000;
 pub(crate) const DAY: i64 = 86_400;

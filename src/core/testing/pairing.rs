@@ -15,8 +15,8 @@ use crate::core::pairing::queue::{Limits, Queue};
 use crate::core::pairing::record::Record;
 use crate::core::pki::succession::Trusted;
 use crate::core::pki::{Certificate, KeyType, PrivateKey, csr};
-use crate::core::registry::LookupBy;
 use crate::core::types::Serial;
+use crate::core::wire::LookupBy;
 
 /// An agent that waits for its verdict.
 #[derive(Clone)]

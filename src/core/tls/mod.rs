@@ -6,6 +6,7 @@
 mod failure;
 mod identity;
 mod verifier;
+#[cfg(feature = "dispatcher")]
 mod web;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use crate::core::pki::{Certificate, PeerIdentity};
 
 pub use failure::{TlsFailure, classify};
 pub use identity::{Identity, TlsError};
+#[cfg(feature = "dispatcher")]
 pub use web::{WebRoots, web_client_config};
 
 /// ALPN name of our pairing protocol; a peer of the original offers none.

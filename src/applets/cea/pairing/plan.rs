@@ -15,9 +15,9 @@ use crate::core::pairing::delivery::{Pins, parse_fingerprint};
 use crate::core::pairing::install::{self, Owners, Targets};
 use crate::core::pairing::message::parse_lookup_by;
 use crate::core::pki::{Certificate, KeyType};
-use crate::core::registry::LookupBy;
 use crate::core::secure_open;
 use crate::core::types::AgentName;
+use crate::core::wire::LookupBy;
 use crate::core::wire::{AGENT_PORT, PAIRING_PORT};
 
 /// Longest wait in the background, and the default (spec/agent.md 2.1).

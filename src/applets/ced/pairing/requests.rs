@@ -15,7 +15,7 @@ use crate::core::pairing::ids::{Outcome, PairingId};
 use crate::core::pairing::message::{parse_ip, parse_lookup_by};
 use crate::core::pairing::queue::{Listing, Queue};
 use crate::core::pairing::record::Record;
-use crate::core::registry::LookupBy;
+use crate::core::wire::LookupBy;
 use crate::{complain, say};
 
 /// How long `approve` waits to tell whether the certificate has arrived.
