@@ -45,7 +45,16 @@ impl Context {
     }
 }
 
+/// Set by whoever starts the agent in a container that cannot have an executor: why not, for everybody who asks for a run.
+pub(crate) const NO_EXECUTOR: &str = "CTRL_EXEC_NO_EXECUTOR";
+
 impl Context {
+    /// What is said about a run where there can be no executor.
+    pub(crate) fn no_executor(&self) -> Option<String> {
+        let why = self.var(NO_EXECUTOR)?;
+        Some(format!("executor unreachable: {why}"))
+    }
+
     /// Where the action lines go: `CTRL_EXEC_LOG`, else the syslog socket.
     pub fn log_sink(&self) -> Sink {
         Sink::from_word(self.var("CTRL_EXEC_LOG"), self.paths.syslog_socket())

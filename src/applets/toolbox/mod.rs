@@ -1,6 +1,7 @@
 //! The bare `ctrl-exec` name: what concerns the binary itself. Any other word is a verb of the dispatcher.
 
 mod config;
+mod container;
 mod demo;
 mod links;
 
@@ -19,6 +20,11 @@ static TOOLS: &[Tool] = &[
         "config",
         "check a configuration file, or print it as TOML",
         config::main,
+    ),
+    (
+        "container",
+        "be a whole container: agent or dispatcher, and its healthcheck",
+        container::main,
     ),
     (
         "demo",
