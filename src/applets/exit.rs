@@ -72,6 +72,11 @@ impl AppError {
         Self::new(Exit::Failure, message)
     }
 
+    /// Not an error: the text that somebody has asked for instead of work.
+    pub fn help(text: impl Into<String>) -> Self {
+        Self::new(Exit::Success, text)
+    }
+
     /// Everything has been said already.
     pub fn silent(exit: Exit) -> Self {
         Self {

@@ -15,10 +15,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::complain;
 use crate::core::clock::TimeSource;
 use crate::core::logging::Sink;
 use crate::core::paths::{Paths, Platform};
+use crate::{complain, say};
 
 pub use exit::{AppError, Exit};
 
@@ -104,6 +104,17 @@ pub static APPLETS: &[Applet] = &[
     },
 ];
 
+/// The verbs of an applet that its help tells of, with a line about each.
+pub fn verbs_of(applet: &str) -> Vec<(&'static str, &'static str)> {
+    match applet {
+        "ced" => ced::verbs(),
+        "cea" => cea::verbs(),
+        "ctrl-exec-exec" => executor::VERBS.to_vec(),
+        "ctrl-exec" => toolbox::verbs(),
+        _ => Vec::new(),
+    }
+}
+
 /// Finds the applet that a name or alias stands for.
 pub fn find(name: &str) -> Option<&'static Applet> {
     APPLETS
@@ -116,8 +127,13 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     match start(argv) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            if let Some(text) = error.message() {
-                complain!("{text}");
+            match error.message() {
+                // Help.
+                Some(text) if error.exit() == Exit::Success => {
+                    say!("{text}");
+                }
+                Some(text) => complain!("{text}"),
+                None => {}
             }
             error.exit().into()
         }

@@ -38,16 +38,18 @@ static TOOLS: &[Tool] = &[
     ),
 ];
 
+/// Names and summaries.
+pub(crate) fn verbs() -> Vec<(&'static str, &'static str)> {
+    let told = |(name, summary, _): &Tool| (*name, *summary);
+    TOOLS.iter().map(told).collect()
+}
+
 pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     let Some(word) = args.first() else {
-        say!("{}", usage());
-        return Ok(Exit::Success);
+        return Err(AppError::help(usage()));
     };
     match word.as_str() {
-        "--help" | "-h" => {
-            say!("{}", usage());
-            return Ok(Exit::Success);
-        }
+        "--help" | "-h" => return Err(AppError::help(usage())),
         "--version" => {
             say!("ctrl-exec {VERSION}");
             return Ok(Exit::Success);

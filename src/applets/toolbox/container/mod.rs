@@ -34,10 +34,7 @@ Volumes: /etc/ctrl-exec and /var/lib/ctrl-exec; /etc/ctrl-exec-agent, /var/lib/c
 pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["--help" | "-h", ..] | [_, "--help" | "-h"] => {
-            say!("{USAGE}");
-            Ok(Exit::Success)
-        }
+        ["--help" | "-h", ..] | [_, "--help" | "-h"] => Err(AppError::help(USAGE)),
         ["agent"] => run(context, roles::agent),
         ["dispatcher"] => run(context, roles::dispatcher),
         ["healthcheck"] => {
