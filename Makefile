@@ -1,6 +1,6 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz api-fuzz ci clean
+.PHONY: help deps build static test test-fast kernels demo bench size lint fuzz api-fuzz manual ci clean
 
 ARCH = $(shell uname -m)
 STATIC = target/dist/ctrl-exec-$(ARCH)
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
+	@echo "make manual  manual pages and shell completions in target/dist/share"
 	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
 	@echo "make api-fuzz    schemathesis against a real API with two agents, about three minutes (fetches it from PyPI)"
 
@@ -61,6 +62,10 @@ fuzz: deps
 # Fails where the tool cannot be had.
 api-fuzz: static
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/api-fuzz.sh
+
+# Manual pages and shell completions, of what the programs say of themselves.
+manual:
+	$(CARGO) run --quiet --locked --example manual -- target/dist/share
 
 ci:
 	bash .ci/run

@@ -481,10 +481,18 @@ fn orphans_are_buried_and_what_crashes_is_started_again() {
         return;
     }
     let (pod, image) = (Pod::new(), Image::with_programs());
+    // A distribution's, without our account and with one of its numbers taken.
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nsomebody:x:9443:100::/:/bin/false";
+    image.write("etc/passwd", passwd, 0o644);
+    image.write("etc/group", "root:x:0:\n", 0o644);
     let mut container = Container::start(&pod, &image, "dispatcher", DISPATCHER);
     let api = container.program("ced-api");
     let maintenance = container.program("ced");
     container.wait_for("listening on ");
+    assert_eq!(container.uid_of("ced-api"), 9444);
+    let added = format!("{passwd}\nctrl-exec:x:9444:9444:ctrl-exec service:/nonexistent:/sbin/nologin\n");
+    assert_eq!(image.read("etc/passwd"), added);
+    assert_eq!(image.read("etc/group"), "root:x:0:\nctrl-exec:x:9444:\n");
 
     let pid = container.first.as_raw_nonzero().to_string();
     let orphans = "n=0; while [ $n -lt 200 ]; do (sleep 5 >/dev/null 2>&1 & exec true) & n=$((n+1)); done; wait";

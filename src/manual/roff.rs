@@ -51,9 +51,10 @@ pub(super) fn page(program: &Program, all: &[Program]) -> String {
                 continue;
             }
             let _ = writeln!(out, ".SS {}", escape(verb.name));
-            let _ = writeln!(out, "{}", line(verb.summary));
+            let _ = writeln!(out, "{}\n.PP", line(verb.summary));
             if verb.help.has_sections {
                 synopsis(&verb.help.usage, &mut out);
+                out.push_str(".PP\n");
                 described(&verb.help, &mut out);
             } else {
                 verbatim(&verb.help.text, &mut out);
@@ -72,11 +73,11 @@ pub(super) fn page(program: &Program, all: &[Program]) -> String {
 }
 
 fn synopsis(usage: &str, out: &mut String) {
-    let _ = writeln!(out, ".PP\n.nh\n.ad l\n{}\n.ad\n.hy", line(usage));
+    let _ = writeln!(out, ".nh\n.ad l\n{}\n.ad\n.hy", line(usage));
 }
 
 fn described(help: &Help, out: &mut String) {
-    let _ = writeln!(out, ".PP\n{}", line(&help.about));
+    let _ = writeln!(out, "{}", line(&help.about));
     for (name, text) in &help.words {
         let _ = writeln!(out, ".TP\n.I {}\n{}", escape(name), line(text));
     }
@@ -90,13 +91,14 @@ fn described(help: &Help, out: &mut String) {
         let _ = writeln!(out, ".TP\n\\fB{name}\\fR{value}\n{}", line(&option.text));
     }
     if !help.notes.is_empty() {
+        out.push_str(".PP\n");
         verbatim(&help.notes, out);
     }
 }
 
 /// Lines as they are.
 fn verbatim(text: &str, out: &mut String) {
-    out.push_str(".PP\n.nf\n");
+    out.push_str(".nf\n");
     for text in text.trim_end().lines() {
         let _ = writeln!(out, "{}", line(text));
     }
