@@ -490,7 +490,8 @@ fn orphans_are_buried_and_what_crashes_is_started_again() {
     let maintenance = container.program("ced");
     container.wait_for("listening on ");
     assert_eq!(container.uid_of("ced-api"), 9444);
-    let added = format!("{passwd}\nctrl-exec:x:9444:9444:ctrl-exec service:/nonexistent:/sbin/nologin\n");
+    let added =
+        format!("{passwd}\nctrl-exec:x:9444:9444:ctrl-exec service:/nonexistent:/sbin/nologin\n");
     assert_eq!(image.read("etc/passwd"), added);
     assert_eq!(image.read("etc/group"), "root:x:0:\nctrl-exec:x:9444:\n");
 

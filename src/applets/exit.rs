@@ -25,7 +25,7 @@ pub enum Exit {
     Critical,
     /// `ced health`: it cannot be told.
     Unknown,
-    /// That of the script (`ctrl-exec-exec try`).
+    /// That of the script (`ctrl-exec-exec try`), or of the program that a container is about.
     Script(u8),
 }
 

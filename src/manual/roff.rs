@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::values::EVERYWHERE;
 use super::{Help, Program, release};
 
 pub(super) fn page(program: &Program, all: &[Program]) -> String {
@@ -62,6 +63,10 @@ pub(super) fn page(program: &Program, all: &[Program]) -> String {
         }
     }
 
+    out.push_str(".SH OPTIONS OF ALL PROGRAMS\n");
+    for (name, takes_value, text) in EVERYWHERE {
+        option(name, takes_value, text, &mut out);
+    }
     out.push_str(".SH SEE ALSO\n");
     let others: Vec<String> = all
         .iter()
@@ -81,19 +86,23 @@ fn described(help: &Help, out: &mut String) {
     for (name, text) in &help.words {
         let _ = writeln!(out, ".TP\n.I {}\n{}", escape(name), line(text));
     }
-    for option in &help.options {
-        let value = if option.takes_value {
-            format!(" \\fI{}\\fR", escape(&option.name))
-        } else {
-            String::new()
-        };
-        let name = escape(&format!("--{}", option.name));
-        let _ = writeln!(out, ".TP\n\\fB{name}\\fR{value}\n{}", line(&option.text));
+    for known in &help.options {
+        option(&known.name, known.takes_value, &known.text, out);
     }
     if !help.notes.is_empty() {
         out.push_str(".PP\n");
         verbatim(&help.notes, out);
     }
+}
+
+fn option(name: &str, takes_value: bool, text: &str, out: &mut String) {
+    let value = if takes_value {
+        format!(" \\fI{}\\fR", escape(name))
+    } else {
+        String::new()
+    };
+    let name = escape(&format!("--{name}"));
+    let _ = writeln!(out, ".TP\n\\fB{name}\\fR{value}\n{}", line(text));
 }
 
 /// Lines as they are.

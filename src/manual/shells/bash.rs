@@ -77,6 +77,10 @@ fn one(program: &Program, programs: &[Program], out: &mut String) {
         }
     }
     out.push_str("            *) verb=${COMP_WORDS[i]}; break ;;\n        esac\n    done\n");
+    // What stands behind the dashes is the script's affair.
+    out.push_str(
+        "    for ((; i < COMP_CWORD; i++)); do [ \"${COMP_WORDS[i]}\" = -- ] && return; done\n",
+    );
 
     out.push_str("    case $prev in\n");
     for (kind, action) in [

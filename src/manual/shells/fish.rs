@@ -62,9 +62,13 @@ fn verbs(name: &str, program: &Program, out: &mut String) {
         }
         options(name, verb.name, &verb.help.options, out);
     }
-    if program.verbs.is_empty() && program.name == name {
+    if program.name == name {
+        let condition = match program.verbs.is_empty() {
+            true => "",
+            false => "-n __fish_use_subcommand ",
+        };
         for option in &program.help.options {
-            one_option(name, "", option, out);
+            one_option(name, condition, option, out);
         }
     }
 }

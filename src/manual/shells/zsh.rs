@@ -57,7 +57,7 @@ fn one(program: &Program, programs: &[Program], out: &mut String) {
     let _ = writeln!(
         out,
         "    )\n    _arguments -C{} '1: :->verb' '*:: :->words'\n    case $state in\n    verb) _describe -t verbs verb verbs ;;\n    words)\n        case $words[1] in",
-        specs(&[], "")
+        specs(&program.help.options, "")
     );
     verbs(program, out);
     if program.name == "ctrl-exec" {
