@@ -1,6 +1,6 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static static-all arch-check test test-fast kernels demo bench size lint fuzz api-fuzz dist-check dist-check-full ci clean
+.PHONY: help deps build static static-all arch-check test test-fast kernels demo bench size lint fuzz api-fuzz dist-check dist-check-full manual ci clean
 
 ARCH = $(shell uname -m)
 PROFILE = full
@@ -18,6 +18,7 @@ help:
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
 	@echo "make dist-check    service files under systemd's tools, OpenRC, a stand-in for procd, a simulated router (root, Debian); -full: more"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
+	@echo "make manual  manual pages and shell completions in target/dist/share"
 	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
 	@echo "make api-fuzz    schemathesis against a real API with two agents, about three minutes (fetches it from PyPI)"
 
@@ -86,6 +87,10 @@ dist-check: static
 
 dist-check-full: static
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh --full
+
+# Manual pages and shell completions, of what the programs say of themselves.
+manual:
+	$(CARGO) run --quiet --locked --example manual -- target/dist/share
 
 ci:
 	bash .ci/run

@@ -4,3 +4,4 @@
 
 pub mod applets;
 pub mod core;
+pub mod manual;

@@ -7,7 +7,6 @@
 use std::path::PathBuf;
 
 use crate::applets::{AppError, Exit};
-use crate::say;
 
 /// One option that a program knows.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -141,10 +140,7 @@ impl Words {
 pub fn parse<T: argh::FromArgs>(command: &[&str], args: &[String]) -> Result<T, AppError> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     T::from_args(command, &args).map_err(|early| match early.status {
-        Ok(()) => {
-            say!("{}", early.output.trim_end());
-            AppError::silent(Exit::Success)
-        }
+        Ok(()) => AppError::help(early.output.trim_end()),
         Err(()) => AppError::usage(format!(
             "{}\nTry: {} --help",
             early.output.trim_end(),
@@ -153,16 +149,10 @@ pub fn parse<T: argh::FromArgs>(command: &[&str], args: &[String]) -> Result<T, 
     })
 }
 
-/// Prints the help that argh makes of a struct.
-///
-/// # Errors
-/// Always "early success": the caller returns it and ends with status 0.
+/// The help that argh makes of a struct: the caller returns it as the error that it is not.
 pub fn help<T: argh::FromArgs>(command: &[&str]) -> AppError {
     match T::from_args(command, &["--help"]) {
-        Err(early) => {
-            say!("{}", early.output.trim_end());
-            AppError::silent(Exit::Success)
-        }
+        Err(early) => AppError::help(early.output.trim_end()),
         Ok(_) => AppError::silent(Exit::Success),
     }
 }

@@ -25,7 +25,7 @@ pub enum Exit {
     Critical,
     /// `ced health`: it cannot be told.
     Unknown,
-    /// That of the script (`ctrl-exec-exec try`).
+    /// That of the script (`ctrl-exec-exec try`), or of the program that a container is about.
     Script(u8),
 }
 
@@ -70,6 +70,11 @@ impl AppError {
     /// Anything else went wrong.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(Exit::Failure, message)
+    }
+
+    /// Not an error: the text that somebody has asked for instead of work.
+    pub fn help(text: impl Into<String>) -> Self {
+        Self::new(Exit::Success, text)
     }
 
     /// Everything has been said already.

@@ -17,10 +17,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::complain;
 use crate::core::clock::TimeSource;
 use crate::core::logging::Sink;
 use crate::core::paths::{Paths, Platform};
+use crate::{complain, say};
 
 pub use exit::{AppError, Exit};
 
@@ -47,7 +47,16 @@ impl Context {
     }
 }
 
+/// Set by whoever starts the agent in a container that cannot have an executor: why not, for everybody who asks for a run.
+pub(crate) const NO_EXECUTOR: &str = "CTRL_EXEC_NO_EXECUTOR";
+
 impl Context {
+    /// What is said about a run where there can be no executor.
+    pub(crate) fn no_executor(&self) -> Option<String> {
+        let why = self.var(NO_EXECUTOR)?;
+        Some(format!("executor unreachable: {why}"))
+    }
+
     /// Where the action lines go: `CTRL_EXEC_LOG`, else the syslog socket.
     pub fn log_sink(&self) -> Sink {
         Sink::from_word(self.var("CTRL_EXEC_LOG"), self.paths.syslog_socket())
@@ -106,12 +115,26 @@ pub static ELSEWHERE: &[&str] = &[
     #[cfg(not(feature = "dispatcher"))]
     "ctrl-exec-dispatcher",
     #[cfg(not(feature = "dispatcher"))]
+    "container",
+    #[cfg(not(feature = "dispatcher"))]
     "demo",
     #[cfg(not(feature = "api"))]
     "ced-api",
     #[cfg(not(feature = "api"))]
     "ctrl-exec-api",
 ];
+
+/// The verbs of an applet that its help tells of, with a line about each.
+pub fn verbs_of(applet: &str) -> Vec<(&'static str, &'static str)> {
+    match applet {
+        #[cfg(feature = "dispatcher")]
+        "ced" => ced::verbs(),
+        "cea" => cea::verbs(),
+        "ctrl-exec-exec" => executor::VERBS.to_vec(),
+        "ctrl-exec" => toolbox::verbs(),
+        _ => Vec::new(),
+    }
+}
 
 /// Finds the applet that a name or alias stands for.
 pub fn find(name: &str) -> Option<&'static Applet> {
@@ -125,8 +148,13 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     match start(argv) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            if let Some(text) = error.message() {
-                complain!("{text}");
+            match error.message() {
+                // Help.
+                Some(text) if error.exit() == Exit::Success => {
+                    say!("{text}");
+                }
+                Some(text) => complain!("{text}"),
+                None => {}
             }
             error.exit().into()
         }

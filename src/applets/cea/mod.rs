@@ -116,6 +116,12 @@ static MODES: &[Mode] = &[
     },
 ];
 
+/// Names and summaries of the modes that are for people.
+pub(crate) fn verbs() -> Vec<(&'static str, &'static str)> {
+    let told = |mode: &Mode| Some((mode.name, mode.summary?));
+    MODES.iter().filter_map(told).collect()
+}
+
 /// Entry of the applet; `args` are the words after the program's name.
 ///
 /// # Errors
@@ -127,8 +133,7 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
         return Ok(Exit::Success);
     }
     let Some(word) = words.positional.first() else {
-        say!("{}", usage());
-        return Ok(Exit::Success);
+        return Err(AppError::help(usage()));
     };
     let Some(mode) = MODES.iter().find(|mode| mode.name == word) else {
         return Err(AppError::usage(format!(
@@ -138,8 +143,7 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
         )));
     };
     if words.help {
-        say!("{}", usage());
-        return Ok(Exit::Success);
+        return Err(AppError::help(usage()));
     }
     logging::init(IDENT, context.log_sink());
     (mode.entry)(context, &files(&words), &words)
@@ -230,10 +234,11 @@ mod tests {
 
     #[test]
     fn without_a_mode_it_explains_itself_and_never_serves() {
-        assert_eq!(call(&[]), Ok(Exit::Success));
+        let help = Err(AppError::help(usage()));
+        assert_eq!(call(&[]), help);
         assert_eq!(call(&["--version"]), Ok(Exit::Success));
         assert_eq!(call(&["-VERS", "serve"]).unwrap_err().exit(), Exit::Usage);
-        assert_eq!(call(&["serve", "--help"]), Ok(Exit::Success));
+        assert_eq!(call(&["serve", "--help"]), help);
         let unknown = call(&["frobnicate"]).unwrap_err();
         assert_eq!(unknown.exit(), Exit::Usage);
         assert!(

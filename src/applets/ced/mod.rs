@@ -251,6 +251,11 @@ static VERBS: &[Verb] = &[
     },
 ];
 
+/// Names and summaries.
+pub(crate) fn verbs() -> Vec<(&'static str, &'static str)> {
+    VERBS.iter().map(|v| (v.name, v.summary)).collect()
+}
+
 pub(crate) fn verb_names() -> Vec<&'static str> {
     VERBS.iter().map(|v| v.name).collect()
 }
@@ -268,8 +273,7 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     }
     let Some(word) = words.positional.first() else {
         if words.help {
-            say!("{}", usage());
-            return Ok(Exit::Success);
+            return Err(AppError::help(usage()));
         }
         return Err(AppError::usage(usage()));
     };

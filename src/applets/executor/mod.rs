@@ -37,6 +37,15 @@ try runs one script as the service would, prints its output, and how it ended.
 check shows how far each profile can be enforced here (--files: only whether serve could start); digest prints the annotation that pins a script.
 A file that ends in .toml is read as TOML.";
 
+/// The verbs, for the manual: [`USAGE`] says the same in sentences.
+pub(crate) static VERBS: &[(&str, &str)] = &[
+    ("serve", "run the scripts of the agent under their profiles"),
+    ("resolve", "print what would be decided about a script"),
+    ("try", "run one script as the service would"),
+    ("check", "show how far each profile can be enforced here"),
+    ("digest", "print the annotation that pins a script"),
+];
+
 /// The original's status for a command line that it does not understand is 1.
 fn usage() -> AppError {
     AppError::new(Exit::Failure, USAGE)
@@ -54,8 +63,7 @@ pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     let rest: Vec<String> = words.collect();
     let help = |word: &str| matches!(word, "--help" | "-h");
     if help(&verb) || matches!(rest.as_slice(), [only] if help(only)) {
-        say!("{USAGE}");
-        return Ok(Exit::Success);
+        return Err(AppError::help(USAGE));
     }
     match verb.as_str() {
         "--version" => {

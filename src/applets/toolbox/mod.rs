@@ -2,6 +2,8 @@
 
 mod config;
 #[cfg(feature = "dispatcher")]
+mod container;
+#[cfg(feature = "dispatcher")]
 mod demo;
 mod links;
 
@@ -25,6 +27,12 @@ static TOOLS: &[Tool] = &[
     ),
     #[cfg(feature = "dispatcher")]
     (
+        "container",
+        "be a whole container: agent or dispatcher, and its healthcheck",
+        container::main,
+    ),
+    #[cfg(feature = "dispatcher")]
+    (
         "demo",
         "pair two hosts in a temporary folder and run scripts, step by step",
         demo::main,
@@ -36,16 +44,18 @@ static TOOLS: &[Tool] = &[
     ),
 ];
 
+/// Names and summaries.
+pub(crate) fn verbs() -> Vec<(&'static str, &'static str)> {
+    let told = |(name, summary, _): &Tool| (*name, *summary);
+    TOOLS.iter().map(told).collect()
+}
+
 pub fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppError> {
     let Some(word) = args.first() else {
-        say!("{}", usage());
-        return Ok(Exit::Success);
+        return Err(AppError::help(usage()));
     };
     match word.as_str() {
-        "--help" | "-h" => {
-            say!("{}", usage());
-            return Ok(Exit::Success);
-        }
+        "--help" | "-h" => return Err(AppError::help(usage())),
         "--version" => {
             say!("ctrl-exec {VERSION}");
             return Ok(Exit::Success);

@@ -109,6 +109,28 @@ pub fn reset_dispositions() {
     }
 }
 
+/// Has the child begin with no signal blocked: a process that reads its signals from a descriptor has them blocked, and what it starts
+/// would inherit that. SIGHUP is ignored until the child says what it means: it must not end a program that has not come so far. With
+/// `confined` nothing that the child starts can gain rights that it has not (`no_new_privs`).
+pub fn prepare_child(command: &mut std::process::Command, confined: bool) {
+    use std::os::unix::process::CommandExt as _;
+    let arrange = move || -> std::io::Result<()> {
+        if confined {
+            rustix::thread::set_no_new_privs(true)?;
+        }
+        // SAFETY: sets one of the two predefined actions.
+        unsafe {
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        }
+        restore(&SignalSet::empty());
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes three system calls and neither allocates nor locks.
+    unsafe {
+        command.pre_exec(arrange);
+    }
+}
+
 /// Waits, without end, for one of these signals; they must be blocked.
 ///
 /// # Errors

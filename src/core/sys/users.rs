@@ -1,4 +1,7 @@
 //! Users and groups, from `/etc/passwd` and `/etc/group`: a static binary has no name service modules to ask.
+//!
+//! A file system without `/etc/passwd` (an image made of nothing but this binary) has the accounts of [`BUILT_IN`], so that there is somebody
+//! to be instead of root.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -8,6 +11,15 @@ use std::path::{Path, PathBuf};
 const MOST: u64 = 1024 * 1024;
 /// As a uid or gid it means "leave unchanged" to the kernel: never somebody's number.
 const NOBODY_AT_ALL: u32 = u32::MAX;
+
+/// Users and groups where there is no `/etc/passwd` at all: root, nobody, and the accounts of our services with the numbers that the
+/// images document (spec/operations.md 16.4).
+const BUILT_IN: &[(&str, u32)] = &[
+    ("root", 0),
+    ("ctrl-exec-agent", 9443),
+    ("ctrl-exec", 9445),
+    ("nobody", 65_534),
+];
 
 /// uid and primary gid of a user. `None` when there is no such user or the file cannot be read.
 pub fn find_user(name: &str) -> Option<(u32, u32)> {
@@ -42,12 +54,26 @@ pub struct Database {
 }
 
 impl Database {
-    /// Reads `/etc/passwd` and `/etc/group`, at most 1 MiB each.
+    /// Reads `/etc/passwd` and `/etc/group`, at most 1 MiB each. Without the former it is the built-in accounts.
     ///
     /// # Errors
     /// The file that cannot be read or is too large, with its path.
     pub fn load() -> io::Result<Self> {
-        Self::load_from(Path::new("/etc/passwd"), Path::new("/etc/group"))
+        match Self::load_from(Path::new("/etc/passwd"), Path::new("/etc/group")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::built_in()),
+            read => read,
+        }
+    }
+
+    fn built_in() -> Self {
+        let mut all = Self::default();
+        for (name, id) in BUILT_IN {
+            let passwd = format!("{name}:x:{id}:{id}::/:\n");
+            all.passwd.extend_from_slice(passwd.as_bytes());
+            let group = format!("{name}:x:{id}:\n");
+            all.group.extend_from_slice(group.as_bytes());
+        }
+        all
     }
 
     /// As [`Self::load`], from other places. A missing group file is an empty one.
@@ -78,6 +104,13 @@ impl Database {
         self.groups()
             .find(|(found, _, _)| *found == name)
             .map(|(_, gid, _)| gid)
+    }
+
+    /// The first group with that number.
+    pub fn group_name(&self, gid: u32) -> Option<String> {
+        self.groups()
+            .find(|(_, found, _)| *found == gid)
+            .map(|(name, _, _)| name.to_owned())
     }
 
     /// The groups that name the user as a member, in the order of the file, each once. The primary group is not looked at.
@@ -204,6 +237,16 @@ mod tests {
         assert_eq!(database.memberships("ok"), [20, 22]);
         assert_eq!(database.group("b"), None);
         assert_eq!(database.group("f"), Some(23));
+    }
+
+    #[test]
+    fn where_there_are_no_files_the_services_have_accounts_all_the_same() {
+        let database = Database::built_in();
+        let agent = database.by_name("ctrl-exec-agent").unwrap();
+        assert_eq!((agent.uid, agent.gid), (9443, 9443));
+        assert_eq!(database.group("ctrl-exec"), Some(9445));
+        assert_eq!(database.by_uid(65_534).unwrap().name, "nobody");
+        assert_eq!(database.by_name("daemon"), None);
     }
 
     #[test]

@@ -245,8 +245,14 @@ async fn run(
     let began = Instant::now();
     let config = &caller.snapshot.config;
     let context_json = context_of(&caller, &request).into_bytes();
-    let outcome = match &config.executor_socket {
-        Some(socket) => {
+    let no_executor = agent.context.no_executor();
+    let outcome = match (&config.executor_socket, no_executor) {
+        (Some(_), Some(why)) => Outcome {
+            exit: -1,
+            stderr: why.into_bytes(),
+            ..Outcome::default()
+        },
+        (Some(socket), None) => {
             let order = Request {
                 reqid: request.reqid.clone(),
                 dispatcher: caller.dispatcher.to_string(),
@@ -261,7 +267,7 @@ async fn run(
             };
             run_by_executor(socket, &order, config.run_timeout, config.max_output).await
         }
-        None => {
+        (None, _) => {
             let spec = RunSpec {
                 path: permitted.path.as_path().to_owned(),
                 args: request.args.clone(),

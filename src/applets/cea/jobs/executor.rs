@@ -90,6 +90,9 @@ pub(super) async fn submit(
     socket: &Path,
     submission: Submission,
 ) -> Submitted {
+    if let Some(why) = agent.context.no_executor() {
+        return Submitted::Refused(why);
+    }
     let key = submission.key.clone();
     match can_detach(&agent.jobs.known, socket, &key).await {
         Ok(true) => {}
