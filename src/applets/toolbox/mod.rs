@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod install;
 mod links;
 
 use crate::applets::{APPLETS, AppError, Context, Exit, VERSION, ced};
@@ -26,9 +27,19 @@ static TOOLS: &[Tool] = &[
         demo::main,
     ),
     (
+        "install",
+        "make this host an agent, a dispatcher or both: accounts, folders, services",
+        install::install,
+    ),
+    (
         "links",
         "create the symbolic links of all program names",
         links::main,
+    ),
+    (
+        "uninstall",
+        "take away what install has put here",
+        install::uninstall,
     ),
 ];
 
