@@ -15,8 +15,8 @@ pub(super) struct Manifest {
     pub(super) kept: BTreeSet<String>,
     /// Services that install has enabled.
     pub(super) enabled: BTreeSet<String>,
-    /// Services that still run what was there before.
-    pub(super) restart: BTreeSet<String>,
+    /// Services that are to be started or restarted when everything is in place.
+    pub(super) pending: BTreeSet<String>,
 }
 
 impl Manifest {
@@ -37,7 +37,7 @@ impl Manifest {
                 "made" => &mut found.made,
                 "kept" => &mut found.kept,
                 "enabled" => &mut found.enabled,
-                "restart" => &mut found.restart,
+                "pending" => &mut found.pending,
                 _ => continue,
             };
             set.insert(name.to_owned());
@@ -56,7 +56,7 @@ impl fmt::Display for Manifest {
             ("made", &self.made),
             ("kept", &self.kept),
             ("enabled", &self.enabled),
-            ("restart", &self.restart),
+            ("pending", &self.pending),
         ] {
             for name in names {
                 writeln!(f, "{word} {name}")?;
@@ -79,7 +79,7 @@ mod tests {
             made: set(&["/usr/bin/cea", "/usr/bin/ctrl-exec"]),
             kept: set(&["/usr/local/bin/ctrl-exec-agent"]),
             enabled: set(&["ctrl-exec-agent.service"]),
-            restart: BTreeSet::new(),
+            pending: BTreeSet::new(),
         };
         assert_eq!(Manifest::parse(&manifest.to_string()), manifest);
         assert_eq!(

@@ -4,6 +4,7 @@
 mod accounts;
 mod check;
 mod facts;
+mod look;
 mod manifest;
 mod packages;
 mod perform;
@@ -14,6 +15,7 @@ mod platform;
 mod removal;
 mod services;
 mod step;
+mod supervise;
 mod table;
 mod world;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use super::accounts;
-use super::facts::{self, What};
+use super::look::{self, What};
 use super::platform::System;
 use super::step::Step;
 use super::table::{ROOT, Who};
@@ -67,9 +67,17 @@ pub(super) fn perform(world: &World, system: System, step: &Step) -> Result<(), 
             own(world, &full, Some(*mode), *owner)
         }
         Step::Own { path, mode, owner } => own(world, &world.at(path)?, Some(*mode), *owner),
-        Step::OwnFiles { files, owner, .. } => files
-            .iter()
-            .try_for_each(|file| own(world, &world.at(file)?, None, *owner)),
+        Step::OwnFiles { files, owner, .. } => {
+            for file in files {
+                match own(world, &world.at(file)?, None, *owner) {
+                    // Somebody works in that directory.
+                    Err(Failure::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    }
+                    other => other?,
+                }
+            }
+            Ok(())
+        }
         Step::Keep { path, to } => {
             let to = world.at(to)?;
             parents(&to)?;
@@ -103,7 +111,7 @@ pub(super) fn perform(world: &World, system: System, step: &Step) -> Result<(), 
         } => {
             let full = world.at(path)?;
             parents(&full)?;
-            let (uid, gid) = facts::numbers(world, *owner)?;
+            let (uid, gid) = look::numbers(world, *owner)?;
             let owner = Owner {
                 uid: Some(uid),
                 gid: Some(gid),
@@ -148,7 +156,7 @@ const ROOT_OWNER: Owner = Owner {
 fn put(world: &World, path: &Path, bytes: &[u8], mode: u32, owner: Who) -> Result<(), Failure> {
     let full = world.at(path)?;
     parents(&full)?;
-    let (uid, gid) = facts::numbers(world, owner)?;
+    let (uid, gid) = look::numbers(world, owner)?;
     let owner = Owner {
         uid: Some(uid),
         gid: Some(gid),
@@ -171,7 +179,7 @@ fn parents(path: &Path) -> Result<(), Failure> {
 /// Owner first: a change of it takes away set-gid bits.
 fn own(world: &World, path: &Path, mode: Option<u32>, owner: Who) -> Result<(), Failure> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let (uid, gid) = facts::numbers(world, owner)?;
+    let (uid, gid) = look::numbers(world, owner)?;
     let failed = |e| Failure::io("change owner and mode of", path)(e);
     let file = fs::OpenOptions::new()
         .read(true)
@@ -195,11 +203,11 @@ fn own(world: &World, path: &Path, mode: Option<u32>, owner: Who) -> Result<(), 
 
 /// A file with owner and mode, or a link as a link.
 fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
-    let entry = facts::entry(from, false)?;
+    let entry = look::entry(from, false)?;
     if let What::Link(target) = &entry.what {
         return link(target, to);
     }
-    let mut source = facts::open(from).map_err(Failure::io("read", from))?;
+    let mut source = look::open(from).map_err(Failure::io("read", from))?;
     let owner = Owner {
         uid: Some(entry.uid),
         gid: Some(entry.gid),
@@ -232,7 +240,7 @@ fn edit(
     match fs::read(&path) {
         Ok(text) => {
             let mode = fs::metadata(&path)
-                .map(|meta| facts::rights(&meta))
+                .map(|meta| look::rights(&meta))
                 .map_err(Failure::io("look at", &path))?;
             let changed = change(&text);
             if changed != text {
@@ -251,7 +259,7 @@ fn edit(
 
 /// `remove_dir_all` does not follow links; of a link in its place only the link goes.
 fn remove_tree(path: &Path) -> Result<(), Failure> {
-    match facts::entry(path, false)?.what {
+    match look::entry(path, false)?.what {
         What::Folder { .. } => fs::remove_dir_all(path).map_err(Failure::io("remove", path)),
         _ => {
             durable::remove(path)?;

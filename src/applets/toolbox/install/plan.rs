@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::accounts;
-use super::facts::{Entry, Facts, What};
+use super::facts::Facts;
+use super::look::{Entry, What};
 use super::manifest::Manifest;
-use super::platform::{Init, System};
-use super::services::{self, Order, Service};
+use super::platform::Init;
 use super::step::Step;
 use super::table::{self, ACCOUNTS, BINARY, Kind, ROOT, Roles, Row, TABLE};
 
@@ -64,7 +64,7 @@ pub(super) fn plan(facts: &Facts, request: Request) -> Result<Plan, Refusal> {
         reload: false,
     };
     planner.manifest.roles = planner.manifest.roles.with(request.roles);
-    planner.manifest.restart.clear();
+    planner.manifest.pending.clear();
     planner.accounts()?;
     for row in TABLE {
         if row.roles.meets(request.roles) && row.applies(facts.init, request.open_port) {
@@ -72,20 +72,20 @@ pub(super) fn plan(facts: &Facts, request: Request) -> Result<Plan, Refusal> {
         }
     }
     planner.strays();
-    let restart = planner.services()?;
-    Ok(planner.finish(restart))
+    let pending = planner.services()?;
+    Ok(planner.finish(pending))
 }
 
-struct Planner<'a> {
-    facts: &'a Facts,
-    request: Request,
-    steps: Vec<Step>,
-    notes: Vec<String>,
-    manifest: Manifest,
+pub(super) struct Planner<'a> {
+    pub(super) facts: &'a Facts,
+    pub(super) request: Request,
+    pub(super) steps: Vec<Step>,
+    pub(super) notes: Vec<String>,
+    pub(super) manifest: Manifest,
     /// Whose programs or service files change.
-    touched: Roles,
+    pub(super) touched: Roles,
     /// The service manager must read its files anew.
-    reload: bool,
+    pub(super) reload: bool,
 }
 
 impl Planner<'_> {
@@ -301,7 +301,10 @@ impl Planner<'_> {
             });
         }
         let name = path.display().to_string();
-        let ours = self.manifest.made.contains(&name) || is_our_link(&entry.what);
+        let to = table::kept(&facts.paths, path);
+        // What was to be kept, and is not yet, is not ours yet: a run was interrupted in between.
+        let begun = self.manifest.kept.contains(&name) && !facts.is_there(&to);
+        let ours = self.manifest.made.contains(&name) && !begun || is_our_link(&entry.what);
         match entry.what {
             What::Folder { .. } | What::Other => {
                 return Err(Refusal::InTheWay {
@@ -312,7 +315,6 @@ impl Planner<'_> {
             What::Nothing => {}
             What::File(_) | What::Link(_) if ours && !matches!(row.kind, Kind::OldName) => {}
             What::File(_) | What::Link(_) => {
-                let to = table::kept(&facts.paths, path);
                 if facts.at(&to).what != entry.what {
                     self.steps.push(Step::Keep {
                         path: path.to_owned(),
@@ -381,69 +383,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Enables what is new, restarts what runs and has changed; answers what is restarted.
-    fn services(&mut self) -> Result<BTreeSet<String>, Refusal> {
-        let facts = self.facts;
-        let mut restart = BTreeSet::new();
-        let mut last = Vec::new();
-        let mut enabled = Vec::new();
-        if self.reload && facts.live {
-            self.steps.push(Step::run(&["systemctl", "daemon-reload"]));
-        }
-        for service in services::of(facts.init) {
-            if !service.roles.meets(self.manifest.roles) || self.is_masked(service) {
-                continue;
-            }
-            let now = facts
-                .services
-                .get(service.name)
-                .copied()
-                .unwrap_or_default();
-            let order = |order| Step::Run {
-                words: services::words(facts.init, order, service.name),
-                fine: &[],
-            };
-            let new = service.roles.meets(self.request.roles) && !now.enabled;
-            if new && facts.here {
-                self.steps.push(order(Order::Enable));
-                self.manifest.enabled.insert(service.name.to_owned());
-                enabled.push(service.name);
-            }
-            let changed =
-                self.touched.meets(service.roles) || facts.manifest.restart.contains(service.name);
-            let problem = facts.problems.get(service.name);
-            if now.active && changed {
-                if let Some(why) = problem {
-                    return Err(Refusal::WouldNotStart {
-                        service: service.name,
-                        why: why.clone(),
-                    });
-                }
-                last.push(order(Order::Restart));
-                restart.insert(service.name.to_owned());
-            } else if !now.active && new && facts.live && facts.is_ready(service.needs) {
-                match problem {
-                    None => last.push(order(Order::Start)),
-                    Some(why) => self.notes.push(format!(
-                        "Not started: {}, because of its configuration:\n{why}",
-                        service.name
-                    )),
-                }
-            }
-        }
-        self.steps.append(&mut last);
-        if !enabled.is_empty() {
-            self.notes.push(format!("Enabled: {}", enabled.join(", ")));
-        }
-        Ok(restart)
-    }
-
-    fn is_masked(&self, service: &Service) -> bool {
-        let file = services::file(self.facts.init, service.name);
-        matches!(self.facts.at(Path::new(&file)).what, What::Link(_))
-    }
-
-    fn finish(mut self, restart: BTreeSet<String>) -> Plan {
+    fn finish(mut self, pending: BTreeSet<String>) -> Plan {
         let facts = self.facts;
         let record = |manifest: &Manifest| Step::Record {
             path: table::manifest(&facts.paths),
@@ -452,7 +392,7 @@ impl Planner<'_> {
         let mut steps = Vec::new();
         let done = self.manifest.clone();
         let mut begun = done.clone();
-        begun.restart = restart;
+        begun.pending = pending;
         if begun != facts.manifest {
             let own = table::own_state(&facts.paths);
             if !facts.is_there(&own) {
@@ -472,50 +412,6 @@ impl Planner<'_> {
         Plan {
             steps,
             notes: self.notes,
-        }
-    }
-
-    fn hints(&mut self) {
-        let facts = self.facts;
-        let roles = self.request.roles;
-        let services: Vec<&str> = services::of(facts.init)
-            .iter()
-            .filter(|service| service.roles.meets(roles))
-            .map(|service| service.name)
-            .collect();
-        if facts.init == Init::None {
-            self.notes.push(
-                "No service files: no service manager was found (--init names one)".to_owned(),
-            );
-        } else if !facts.here {
-            self.notes.push(format!(
-                "Not enabled, because this is not the running system: {}",
-                services.join(", ")
-            ));
-        }
-        if roles.meets(table::AGENT) && !facts.paired {
-            let start = match facts.init {
-                Init::Systemd => "systemctl start ctrl-exec-exec ctrl-exec-agent",
-                Init::Openrc => {
-                    "rc-service ctrl-exec-exec start && rc-service ctrl-exec-agent start"
-                }
-                Init::Procd => {
-                    "/etc/init.d/ctrl-exec-exec start && /etc/init.d/ctrl-exec-agent start"
-                }
-                Init::None => "start ctrl-exec-exec and ctrl-exec-agent",
-            };
-            self.notes.push(format!(
-                "Next: ctrl-exec-agent request-pairing --dispatcher HOST, then {start}"
-            ));
-        }
-        if roles.meets(table::DISPATCHER.with(table::API)) && !facts.set_up {
-            self.notes
-                .push("Next: ced setup-ca, ced setup-ctrl-exec, then ced pairing-mode".to_owned());
-        }
-        if roles.meets(table::AGENT) && facts.system == System::OpenWrt && !self.request.open_port {
-            self.notes.push(
-                "Port 7443 is open to the zones that your firewall lets in; --open-port adds a rule for it".to_owned(),
-            );
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The way back: pure like the way there, and by the same table.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::accounts;
-use super::facts::{Facts, What};
+use super::facts::Facts;
+use super::look::What;
 use super::manifest::Manifest;
 use super::plan::{Plan, is_our_link};
 use super::platform::Init;
@@ -29,10 +31,13 @@ pub(super) fn plan(facts: &Facts, roles: Option<Roles>, purge: bool) -> Plan {
         steps: Vec::new(),
         last: Vec::new(),
         manifest: facts.manifest.clone(),
+        pending: BTreeSet::new(),
     };
     remover.manifest.roles = left;
     remover.stop();
-    for row in TABLE {
+    remover.note_pending();
+    // Names before what they lead to.
+    for row in TABLE.iter().rev() {
         if remover.goes(row.roles) {
             remover.row(row);
         }
@@ -50,6 +55,8 @@ struct Remover<'a> {
     /// What comes when all files are in their places.
     last: Vec<Step>,
     manifest: Manifest,
+    /// Services of before that go on afterwards.
+    pending: BTreeSet<String>,
 }
 
 impl Remover<'_> {
@@ -84,7 +91,7 @@ impl Remover<'_> {
                 .copied()
                 .unwrap_or_default();
             let ours = self.manifest.enabled.remove(service.name);
-            self.manifest.restart.remove(service.name);
+            let was_active = now.active || self.manifest.pending.remove(service.name);
             let back = self.comes_back(service.roles) && !ours;
             let order = |order| Step::Run {
                 words: services::words(facts.init, order, service.name),
@@ -92,13 +99,24 @@ impl Remover<'_> {
             };
             if now.active {
                 self.steps.push(order(Order::Stop));
-                if back {
-                    self.last.insert(0, order(Order::Start));
-                }
+            }
+            if was_active && back {
+                self.pending.insert(service.name.to_owned());
+                self.last.insert(0, order(Order::Start));
             }
             if now.enabled && !back {
                 self.steps.push(order(Order::Disable));
             }
+        }
+    }
+
+    /// An interrupted run must not forget whom it has stopped.
+    fn note_pending(&mut self) {
+        if !self.pending.is_empty() && self.pending != self.facts.manifest.pending {
+            let mut manifest = self.facts.manifest.clone();
+            manifest.pending.clone_from(&self.pending);
+            let path = table::manifest(&self.facts.paths);
+            self.steps.insert(0, Step::Record { path, manifest });
         }
     }
 
@@ -110,8 +128,8 @@ impl Remover<'_> {
         let ours = match row.kind {
             Kind::Link | Kind::OldName => made && is_our_link(&entry.what),
             Kind::Binary | Kind::Service { .. } => made && matches!(entry.what, What::File(_)),
-            // Configuration stays, without a purge.
-            Kind::Seed { .. } => self.purge && made && matches!(entry.what, What::File(_)),
+            // Configuration stays, without a purge; with it goes what earlier installations have left, too.
+            Kind::Seed { .. } => self.purge && matches!(entry.what, What::File(_)),
             Kind::Folder { .. } | Kind::Mend | Kind::MendInside => return,
         };
         if matches!(row.kind, Kind::Seed { .. }) && !self.purge {

@@ -110,10 +110,10 @@ impl fmt::Display for Step {
         };
         let owned = |owner: &Who, mode: &u32| format!(" {}:{} {mode:04o}", owner.user, owner.group);
         match self {
-            Self::Record { path, manifest } if manifest.restart.is_empty() => {
+            Self::Record { path, manifest } if manifest.pending.is_empty() => {
                 line("record", path, &"")
             }
-            Self::Record { path, .. } => line("record", path, &" (with what is to be restarted)"),
+            Self::Record { path, .. } => line("record", path, &" (with what is to be started)"),
             Self::AddGroup { name, gid } => line("group", Path::new(name), &format_args!(" {gid}")),
             Self::AddUser { name, uid, gid, .. } => {
                 line("user", Path::new(name), &format_args!(" {uid}:{gid}"))
