@@ -8,7 +8,7 @@ use super::look::{Entry, What, digest, entry, files_inside, text};
 use super::manifest::Manifest;
 use super::platform::{Init, System};
 use super::services::{self, Needs, Order};
-use super::table::{self, Kind, TABLE, Who};
+use super::table::{self, Kind, Roles, TABLE, Who};
 use super::world::{Failure, World};
 use super::{check, packages, platform};
 use crate::core::config;
@@ -53,6 +53,8 @@ pub(super) struct Facts {
     pub(super) set_up: bool,
     /// The dispatcher's key, as configured.
     pub(super) key: PathBuf,
+    /// State of 0.12.3 on a RAM disk, and where it belongs; the roles are those that need it.
+    pub(super) stranded: Vec<(Roles, PathBuf, PathBuf)>,
     /// What an agent before 0.9 trusted.
     pub(super) old_serial: Option<String>,
 }
@@ -142,6 +144,7 @@ pub(super) fn gather(world: &World, given: Given, host_name: &str) -> Result<Fac
         paired: false,
         set_up: false,
         key: PathBuf::from("/etc/ctrl-exec/dispatcher.key"),
+        stranded: Vec::new(),
         old_serial: text(world, Path::new(table::OLD_SERIAL))?.map(|text| {
             let digits = text.chars().filter(char::is_ascii_hexdigit).take(64);
             digits.collect::<String>().to_ascii_lowercase()
@@ -151,6 +154,7 @@ pub(super) fn gather(world: &World, given: Given, host_name: &str) -> Result<Fac
     facts.accounts(world)?;
     facts.configuration(&rooted, host_name);
     facts.files(world)?;
+    facts.stranded(world)?;
     if here {
         facts.supervision(world, &rooted, host_name)?;
     }
@@ -240,6 +244,35 @@ impl Facts {
             let entry = entry(&world.at(&path)?, content)?;
             if entry.what != What::Nothing {
                 self.entries.insert(path, entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// 0.12.3 keeps its state below `/var` on OpenWrt too: still there as long as nobody has restarted the host.
+    fn stranded(&mut self, world: &World) -> Result<(), Failure> {
+        if self.paths.platform() == Platform::Standard {
+            return Ok(());
+        }
+        let before = Paths::new("/", Platform::Standard);
+        let rotation = |paths: &Paths| paths.dispatcher_state().join("rotation.json");
+        let mut pairs = vec![
+            (table::AGENT, before.trust_map(), self.paths.trust_map()),
+            (table::AGENT, before.staged_cert(), self.paths.staged_cert()),
+            (table::SENDING, rotation(&before), rotation(&self.paths)),
+        ];
+        for record in files_inside(world, &before.registry_dir(), |_| true)? {
+            if record.extension().is_some_and(|end| end == "json")
+                && let Some(name) = record.file_name()
+            {
+                let to = self.paths.registry_dir().join(name);
+                pairs.push((table::SENDING, record.clone(), to));
+            }
+        }
+        for (roles, from, to) in pairs {
+            let there = matches!(entry(&world.at(&from)?, false)?.what, What::File(_));
+            if there && entry(&world.at(&to)?, false)?.what == What::Nothing {
+                self.stranded.push((roles, from, to));
             }
         }
         Ok(())

@@ -83,6 +83,12 @@ pub(super) fn perform(world: &World, system: System, step: &Step) -> Result<(), 
             parents(&to)?;
             copy(&world.at(path)?, &to)
         }
+        Step::Take { path, from, owner } => {
+            let path = world.at(path)?;
+            parents(&path)?;
+            copy(&world.at(from)?, &path)?;
+            owner.map_or(Ok(()), |owner| own(world, &path, None, owner))
+        }
         Step::Restore { path, from } => {
             let path = world.at(path)?;
             parents(&path)?;

@@ -345,7 +345,16 @@ impl Planner<'_> {
     /// What has no row: the dispatcher's key, wherever it is configured to lie, and what releases of long ago have left.
     fn strays(&mut self) {
         let facts = self.facts;
-        if self.request.roles.meets(table::DISPATCHER.with(table::API)) {
+        for (roles, from, path) in &facts.stranded {
+            if roles.meets(self.request.roles) {
+                self.steps.push(Step::Take {
+                    path: path.clone(),
+                    from: from.clone(),
+                    owner: roles.meets(table::SENDING).then_some(table::FOR_DISPATCHER),
+                });
+            }
+        }
+        if self.request.roles.meets(table::SENDING) {
             let entry = facts.at(&facts.key);
             if matches!(entry.what, What::File(_)) && !facts.is_fine(entry, table::OF_DISPATCHER) {
                 self.steps.push(Step::Own {
@@ -364,6 +373,7 @@ impl Planner<'_> {
             .as_ref()
             .filter(|serial| !serial.is_empty())
             && !facts.is_there(&map)
+            && !facts.stranded.iter().any(|(_, _, to)| *to == map)
         {
             self.steps.push(Step::Seed {
                 path: map,

@@ -38,6 +38,7 @@ fn facts(system: System, init: Init) -> Facts {
         paired: false,
         set_up: false,
         key: PathBuf::from("/etc/ctrl-exec/dispatcher.key"),
+        stranded: Vec::new(),
         old_serial: None,
     }
 }

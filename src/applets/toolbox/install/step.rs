@@ -52,6 +52,13 @@ pub(super) enum Step {
         path: PathBuf,
         to: PathBuf,
     },
+    /// Copy state from where a reboot would lose it.
+    Take {
+        path: PathBuf,
+        from: PathBuf,
+        /// `None`: whoever has it already.
+        owner: Option<Who>,
+    },
     /// Put it back.
     Restore {
         path: PathBuf,
@@ -134,6 +141,9 @@ impl fmt::Display for Step {
                 line("own", path, &rest)
             }
             Self::Keep { path, to } => line("keep", path, &format_args!(" in {}", to.display())),
+            Self::Take { path, from, .. } => {
+                line("take", path, &format_args!(" from {}", from.display()))
+            }
             Self::Restore { path, from } => {
                 line("restore", path, &format_args!(" from {}", from.display()))
             }

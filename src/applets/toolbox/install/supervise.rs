@@ -6,7 +6,7 @@ use std::path::Path;
 use super::look::What;
 use super::plan::{Planner, Refusal};
 use super::platform::{Init, System};
-use super::services::{self, Order, Service};
+use super::services::{self, Needs, Order, Service};
 use super::step::Step;
 use super::table;
 
@@ -41,7 +41,9 @@ impl Planner<'_> {
                 enabled.push(service.name);
             }
             let was_pending = facts.manifest.pending.contains(service.name);
-            let changed = self.touched.meets(service.roles) || was_pending;
+            // A timer runs no program of ours itself.
+            let new_program = service.needs != Needs::Nothing || self.reload;
+            let changed = self.touched.meets(service.roles) && new_program || was_pending;
             let problem = facts.problems.get(service.name);
             if now.active && changed {
                 if let Some(why) = problem {
@@ -114,7 +116,7 @@ impl Planner<'_> {
                 "Next: ctrl-exec-agent request-pairing --dispatcher HOST, then {start}"
             ));
         }
-        if roles.meets(table::DISPATCHER.with(table::API)) && !facts.set_up {
+        if roles.meets(table::SENDING) && !facts.set_up {
             self.notes
                 .push("Next: ced setup-ca, ced setup-ctrl-exec, then ced pairing-mode".to_owned());
         }

@@ -15,7 +15,7 @@ pub(super) const DISPATCHER: Roles = Roles(2);
 pub(super) const API: Roles = Roles(4);
 pub(super) const ALL: Roles = Roles(7);
 /// Whatever the command line and the API share.
-const SENDING: Roles = Roles(2 | 4);
+pub(super) const SENDING: Roles = Roles(2 | 4);
 
 pub(super) static ROLES: &[(&str, Roles)] =
     &[("agent", AGENT), ("dispatcher", DISPATCHER), ("api", API)];
@@ -79,7 +79,7 @@ const fn who(user: &'static str, group: &'static str) -> Who {
 pub(super) const ROOT: Who = who("root", "root");
 const FOR_AGENT: Who = who("root", "ctrl-exec-agent");
 pub(super) const OF_AGENT: Who = who("ctrl-exec-agent", "ctrl-exec-agent");
-const FOR_DISPATCHER: Who = who("root", "ctrl-exec");
+pub(super) const FOR_DISPATCHER: Who = who("root", "ctrl-exec");
 pub(super) const OF_DISPATCHER: Who = who("ctrl-exec", "ctrl-exec");
 
 /// Accounts: who needs them, name of user and group, comment.
