@@ -102,6 +102,35 @@ fn write_beside(
     mode: u32,
     owner: Owner,
 ) -> Result<(Prepared, File), DurableError> {
+    fill_beside(target, mode, owner, |file| file.write_all(bytes))
+}
+
+/// As [`prepare`], with the content of an open file, from its beginning.
+///
+/// # Errors
+/// As [`prepare`]; the source cannot be read.
+pub fn prepare_copy(
+    target: &Path,
+    source: &mut File,
+    mode: u32,
+    owner: Owner,
+) -> Result<Prepared, DurableError> {
+    let (prepared, file) = fill_beside(target, mode, owner, |file| {
+        io::copy(source, file).map(|_| ())
+    })?;
+    file.sync_all().map_err(|source| DurableError::Write {
+        path: target.to_owned(),
+        source,
+    })?;
+    Ok(prepared)
+}
+
+fn fill_beside(
+    target: &Path,
+    mode: u32,
+    owner: Owner,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(Prepared, File), DurableError> {
     let suffix = types::random::<8>().map_err(|_| DurableError::Create {
         path: target.to_owned(),
         source: io::Error::other("the system gives no random bytes"),
@@ -127,7 +156,7 @@ fn write_beside(
         path: target.to_owned(),
         source,
     };
-    file.write_all(bytes).map_err(write)?;
+    fill(&mut file).map_err(write)?;
     if owner != Owner::default() {
         std::os::unix::fs::fchown(&file, owner.uid, owner.gid).map_err(|source| {
             DurableError::Owner {

@@ -5,6 +5,7 @@ mod config;
 mod container;
 #[cfg(feature = "dispatcher")]
 mod demo;
+mod install;
 mod links;
 
 #[cfg(feature = "dispatcher")]
@@ -38,9 +39,19 @@ static TOOLS: &[Tool] = &[
         demo::main,
     ),
     (
+        "install",
+        "make this host an agent, a dispatcher or both: accounts, folders, services",
+        install::install,
+    ),
+    (
         "links",
         "create the symbolic links of all program names",
         links::main,
+    ),
+    (
+        "uninstall",
+        "take away what install has put here",
+        install::uninstall,
     ),
 ];
 
