@@ -189,6 +189,9 @@ impl Listener {
         if self.source.has_changed(&self.house.policy) {
             self.reload();
         }
+        if self.house.unprivileged.is_none() {
+            self.house.mounts.refresh();
+        }
         let most = self.house.policy.config.executor.max_runs;
         self.hear();
         let orders = self.running.iter().filter(|s| s.order).count();

@@ -13,6 +13,7 @@ pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod signals;
+pub mod small_files;
 pub mod users;
 pub mod wait;
 
