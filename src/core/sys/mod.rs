@@ -1,5 +1,6 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
+pub mod arena;
 pub mod creds;
 pub mod fork;
 pub mod inherited;
