@@ -448,11 +448,17 @@ impl Lock {
     }
 }
 
+/// Whoever owns the directory of a lock can put anything there: a FIFO must not hold us, a link not lead us away.
+const LOCK_FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+
 fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
-    // Whoever owns the directory can put anything there: a FIFO must not hold us, a link not lead us away.
-    const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut options = OpenOptions::new();
-    options.append(true).custom_flags(FLAGS);
+    options.append(true).custom_flags(LOCK_FLAGS);
+    // There already, but for the first time: whoever asks for a new one first waits for the directory, as if to change it.
+    match open_existing(&options, path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        found => return found,
+    }
     match options.clone().create_new(true).mode(mode).open(path) {
         Ok(file) => {
             if rustix::process::geteuid().is_root()
@@ -462,15 +468,19 @@ fn open_lock_file(path: &Path, mode: u32) -> io::Result<File> {
                 std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
             }
             file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-            return Ok(file);
+            Ok(file)
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(e),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => open_existing(&options, path),
+        Err(e) => Err(e),
     }
+}
+
+fn open_existing(options: &OpenOptions, path: &Path) -> io::Result<File> {
     let file = match options.open(path) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            OpenOptions::new().read(true).custom_flags(FLAGS).open(path)
-        }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => OpenOptions::new()
+            .read(true)
+            .custom_flags(LOCK_FLAGS)
+            .open(path),
         other => other,
     }?;
     if file.metadata()?.is_file() {

@@ -6,6 +6,7 @@ use crate::core::config::{AgentConfig, Allowlist};
 use crate::core::sandbox::ProtectedPaths;
 use crate::core::sandbox::cgroup::Hierarchy;
 use crate::core::sandbox::features::Features;
+use crate::core::sandbox::view::Mounts;
 
 /// Both files, read together.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(super) struct House {
     pub(super) features: Features,
     pub(super) hierarchy: Result<Hierarchy, String>,
     pub(super) protected: ProtectedPaths,
+    /// Looked at again before each fork.
+    pub(super) mounts: Mounts,
     /// `None`: we are root.
     pub(super) unprivileged: Option<Unprivileged>,
     /// Where detached runs keep their results: `jobs` beside the socket, mode 0700.

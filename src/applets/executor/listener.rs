@@ -22,7 +22,7 @@ use crate::complain;
 use crate::core::exec::frame::{Kind, Reply, ReplyExtras, encode_reply};
 use crate::core::logging::Action;
 use crate::core::sys::pages::ColdCode;
-use crate::core::sys::{fork, wait as signals};
+use crate::core::sys::{arena, fork, wait as signals};
 use crate::core::unix_socket::Place;
 
 /// The signals that the loop reads.
@@ -189,6 +189,9 @@ impl Listener {
         if self.source.has_changed(&self.house.policy) {
             self.reload();
         }
+        if self.house.unprivileged.is_none() {
+            self.house.mounts.refresh();
+        }
         let most = self.house.policy.config.executor.max_runs;
         self.hear();
         let orders = self.running.iter().filter(|s| s.order).count();
@@ -224,6 +227,7 @@ impl Listener {
             Ok(fork::Side::Child) => {
                 // Whatever happens in there: this process never comes back into the loop.
                 let _end = LeaveOnUnwind;
+                arena::begin();
                 self.socket = None;
                 let word = self.words.as_ref().map(|(_, word)| word);
                 let seat = Seat { full, word };

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use super::house::Peer;
-use crate::core::sys;
+use crate::core::sys::{self, small_files};
 
 /// What a peer must be.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(super) fn admit(connection: impl AsFd, rules: &Rules<'_>) -> Result<Peer, Re
     if namespaces(peer.pid, handle.as_ref()) != Some(1) {
         return rejected("pid namespace");
     }
-    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", peer.pid));
+    let groups = small_files::text(format!("/proc/{}/cgroup", peer.pid));
     // The number could be somebody else's by now.
     if handle.as_ref().is_some_and(|h| namespaces_of(h).is_none()) {
         return rejected("gone");
@@ -80,14 +80,14 @@ fn namespaces(pid: i32, handle: Option<&OwnedFd>) -> Option<usize> {
         Some(handle) => namespaces_of(handle),
         // Before Linux 6.5. A kernel without PID namespaces has no such line.
         None => {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let status = small_files::text(format!("/proc/{pid}/status")).ok()?;
             Some(count(&status).unwrap_or(1))
         }
     }
 }
 
 fn namespaces_of(handle: &OwnedFd) -> Option<usize> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", handle.as_raw_fd())).ok()?;
+    let info = small_files::text(format!("/proc/self/fdinfo/{}", handle.as_raw_fd())).ok()?;
     if info
         .lines()
         .any(|line| line.split_whitespace().eq(["Pid:", "-1"]))

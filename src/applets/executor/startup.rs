@@ -17,6 +17,7 @@ use crate::core::activation::{self, Passed};
 use crate::core::logging::{self, Action};
 use crate::core::sandbox::cgroup::Hierarchy;
 use crate::core::sandbox::features::Features;
+use crate::core::sandbox::view::Mounts;
 use crate::core::{sys, unix_socket};
 
 /// Set (to anything) by the tests of the original.
@@ -117,6 +118,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         policy,
         features,
         hierarchy,
+        mounts: Mounts::default(),
         unprivileged,
         jobs,
     };

@@ -16,6 +16,7 @@ use crate::core::logging;
 use crate::core::sandbox::Protection;
 use crate::core::sandbox::cgroup::Hierarchy;
 use crate::core::sandbox::features::Features;
+use crate::core::sandbox::view::Mounts;
 use crate::core::sys::fork::{self, Side};
 use crate::core::terminal::{stderr_bytes, stdout_bytes};
 use crate::core::types::ReqId;
@@ -63,6 +64,7 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
         policy,
         features: Features::probe(),
         hierarchy: Hierarchy::apart(),
+        mounts: Mounts::read(),
         unprivileged: None,
         // Only detached runs keep anything there, and this is none.
         jobs: Path::new("/nonexistent").to_owned(),

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::thread::CapabilitySet;
 
+use crate::core::sys::creds;
 use crate::core::sys::probe::{self, Answer, Probe, Refused};
 
 /// A kernel facility: there, or why not (`not in this kernel`, `refused (EPERM)`).
@@ -40,6 +41,8 @@ pub struct Features {
     pub ambient: bool,
     /// Number of the last capability that the kernel knows.
     pub cap_last: u8,
+    /// The bounding set of this process at the start.
+    pub bounding: CapabilitySet,
     pub apparmor: bool,
     pub selinux: bool,
 }
@@ -79,6 +82,7 @@ impl Features {
             openat2: there(Probe::OpenAt2).is_ok(),
             ambient: there(Probe::Ambient).is_ok(),
             cap_last: probe::last_capability(),
+            bounding: bounding(),
             apparmor: std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|text| text.starts_with('Y')),
             selinux: Path::new("/sys/fs/selinux/enforce").exists(),
@@ -110,6 +114,7 @@ impl Features {
             openat2: false,
             ambient: false,
             cap_last: probe::last_capability(),
+            bounding: CapabilitySet::empty(),
             apparmor: false,
             selinux: false,
         }
@@ -246,6 +251,13 @@ fn errno_name(errno: i32) -> String {
     name.to_owned()
 }
 
+/// What cannot be told counts as there, so that it will be dropped.
+fn bounding() -> CapabilitySet {
+    let last = probe::last_capability();
+    let all = u64::MAX >> 63_u8.saturating_sub(last);
+    creds::bounding(last).unwrap_or(CapabilitySet::from_bits_retain(all))
+}
+
 fn privileged() -> bool {
     let needed = CapabilitySet::SYS_ADMIN
         | CapabilitySet::SETUID
@@ -319,6 +331,7 @@ impl Features {
             openat2: true,
             ambient: true,
             cap_last: 40,
+            bounding: bounding(),
             apparmor: false,
             selinux: false,
         }

@@ -8,6 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use super::*;
 use crate::core::config::{Baseline, Protected};
+use crate::core::sandbox::view::Mounts;
 use crate::core::types::AbsolutePath;
 
 fn features(abi: u32) -> Features {
@@ -302,7 +303,7 @@ echo x >/dev/null || exit 5; test -r /proc/self/stat || exit 6; ( read -r a </et
         ),
         fresh_proc: true,
         features: &features,
-        mountinfo: &fs::read_to_string("/proc/self/mountinfo").unwrap(),
+        mounts: &Mounts::of(&fs::read_to_string("/proc/self/mountinfo").unwrap()),
     };
     let plan = super::super::view::plan(order, &mut report).unwrap();
     let rules = ruleset(&profile, &script, &features, &mut report)

@@ -33,17 +33,20 @@ pub fn needed(config: &AgentConfig) -> Vec<Capability> {
 /// Gives up, for this process and what it starts, every capability that no profile could need. To be done before bytes of a request are
 /// read: whoever finds a way through them finds less behind it.
 ///
-/// `last` is the number of the last capability of this kernel.
+/// `bounding` is what may be in the bounding set; answers what is left of it.
 ///
 /// # Errors
 /// The kernel refused: the process has what it had.
-pub fn give_up_the_rest(config: &AgentConfig, last: u8) -> Result<(), rustix::io::Errno> {
+pub fn give_up_the_rest(
+    config: &AgentConfig,
+    bounding: CapabilitySet,
+) -> Result<CapabilitySet, rustix::io::Errno> {
     let kept = needed(config)
         .iter()
         .fold(CapabilitySet::empty(), |set, cap| {
             set | CapabilitySet::from_bits_retain(cap.bitmask())
         });
-    creds::bound(kept, last)?;
+    let left = creds::bound(kept, bounding)?;
     let had = capabilities(None)?;
     set_capabilities(
         None,
@@ -52,7 +55,8 @@ pub fn give_up_the_rest(config: &AgentConfig, last: u8) -> Result<(), rustix::io
             permitted: had.permitted & kept,
             inheritable: had.inheritable & kept,
         },
-    )
+    )?;
+    Ok(left)
 }
 
 #[cfg(test)]

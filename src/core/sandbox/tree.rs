@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::cgroup::Leaf;
+use crate::core::sys::small_files;
 use crate::core::sys::wait::{self, Reaped};
 
 /// How long a kill is repeated: the children of a process that was killed show only then.
@@ -175,7 +176,7 @@ impl Tree {
         if let Some(leaf) = &self.leaf {
             return leaf.processes().len().saturating_sub(1);
         }
-        match fs::read_to_string(format!("/proc/{init}/task/{init}/children")) {
+        match small_files::text(format!("/proc/{init}/task/{init}/children")) {
             Ok(list) if list.trim().is_empty() => 0,
             _ => descendants()
                 .iter()
@@ -211,8 +212,13 @@ fn signal_exactly(pid: Pid, signal: Signal, is_it: impl Fn(Pid) -> bool) {
 
 /// Our own children.
 fn children() -> Vec<Stat> {
+    // The usual case after a run, told by one call: reading a list of none takes six and makes the kernel build four entries of `/proc`.
+    let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    if let Err(rustix::io::Errno::CHILD) = rustix::process::waitid(WaitId::All, any) {
+        return Vec::new();
+    }
     let us = std::process::id();
-    let Ok(list) = fs::read_to_string(format!("/proc/self/task/{us}/children")) else {
+    let Ok(list) = small_files::text(format!("/proc/self/task/{us}/children")) else {
         let us = rustix::process::getpid().as_raw_nonzero().get();
         let mut all = all();
         all.retain(|stat| stat.parent == us);

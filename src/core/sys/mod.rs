@@ -1,5 +1,6 @@
 //! The only place that may hold `unsafe`, and the thin wrappers over system calls that the rest of the house uses.
 
+pub mod arena;
 pub mod creds;
 pub mod fork;
 pub mod inherited;
@@ -13,6 +14,7 @@ pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod signals;
+pub mod small_files;
 pub mod users;
 pub mod wait;
 

@@ -3,12 +3,15 @@
 //! A file system without `/etc/passwd` (an image made of nothing but this binary) has the accounts of [`BUILT_IN`], so that there is somebody
 //! to be instead of root.
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
+
+use rustix::fs::CWD;
+
+use super::small_files;
 
 /// Largest user or group file that is read, in bytes.
-const MOST: u64 = 1024 * 1024;
+const MOST: usize = 1024 * 1024;
 /// As a uid or gid it means "leave unchanged" to the kernel: never somebody's number.
 const NOBODY_AT_ALL: u32 = u32::MAX;
 
@@ -91,12 +94,12 @@ impl Database {
     }
 
     pub fn by_name(&self, name: &str) -> Option<Account> {
-        self.accounts().find(|account| account.name == name)
+        self.account(|found, _| found == name)
     }
 
     /// The first account with that number.
     pub fn by_uid(&self, uid: u32) -> Option<Account> {
-        self.accounts().find(|account| account.uid == uid)
+        self.account(|_, found| found == uid)
     }
 
     /// gid of a group.
@@ -124,12 +127,16 @@ impl Database {
         gids
     }
 
-    fn accounts(&self) -> impl Iterator<Item = Account> {
-        lines(&self.passwd).filter_map(|line| {
+    /// The first account of which name and uid are as wanted. Only that one is copied.
+    fn account(&self, wanted: impl Fn(&str, u32) -> bool) -> Option<Account> {
+        lines(&self.passwd).find_map(|line| {
             let mut fields = line.split(':');
             let name = fields.next().filter(|name| !name.is_empty())?;
             let uid = number(fields.nth(1)?)?;
             let gid = number(fields.next()?)?;
+            if !wanted(name, uid) {
+                return None;
+            }
             let home = fields.nth(1).unwrap_or_default();
             let shell = fields.next().unwrap_or_default();
             Some(Account {
@@ -167,22 +174,14 @@ fn lines(file: &[u8]) -> impl Iterator<Item = &str> {
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let with_path = |error: io::Error| {
-        let at: PathBuf = path.to_owned();
-        io::Error::new(error.kind(), format!("{}: {error}", at.display()))
-    };
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes))
-        .map_err(with_path)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length <= MOST) {
-        Ok(bytes)
-    } else {
-        Err(with_path(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "larger than 1 MiB",
-        )))
-    }
+    small_files::bytes(CWD, path, MOST).map_err(|error| {
+        let at = path.display();
+        let text = match error.kind() {
+            io::ErrorKind::FileTooLarge => format!("{at}: larger than 1 MiB"),
+            _ => format!("{at}: {error}"),
+        };
+        io::Error::new(error.kind(), text)
+    })
 }
 
 #[cfg(test)]

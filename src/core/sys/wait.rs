@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 
+use super::signals;
+
 /// A child that has ended and was taken off the process table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Reaped {
@@ -18,12 +20,12 @@ pub struct Reaped {
     pub memory_peak: u64,
 }
 
-/// Gives every signal its default action, ignores SIGPIPE, and blocks exactly `signals`, which are then read from the descriptor
+/// Gives every signal its default action, ignores SIGPIPE, and blocks exactly those `taken`, which are then read from the descriptor
 /// (close-on-exec, non-blocking). For a process with one thread: masks belong to threads.
 ///
 /// # Errors
 /// No descriptor could be made.
-pub fn take_over_signals(signals: &[Signal]) -> io::Result<OwnedFd> {
+pub fn take_over_signals(taken: &[Signal]) -> io::Result<OwnedFd> {
     // SAFETY: an all-zero sigset_t is a valid value to hand to sigemptyset, which then initialises it.
     #[allow(unsafe_code)]
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -31,7 +33,7 @@ pub fn take_over_signals(signals: &[Signal]) -> io::Result<OwnedFd> {
     #[allow(unsafe_code)]
     unsafe {
         libc::sigemptyset(&mut set);
-        for signal in signals {
+        for signal in taken {
             libc::sigaddset(&mut set, signal.as_raw());
         }
     }
@@ -48,18 +50,7 @@ pub fn take_over_signals(signals: &[Signal]) -> io::Result<OwnedFd> {
         }
         OwnedFd::from_raw_fd(fd)
     };
-    for number in 1..=31 {
-        let action = if number == libc::SIGPIPE {
-            libc::SIG_IGN
-        } else {
-            libc::SIG_DFL
-        };
-        // SAFETY: sets one of the two predefined actions; KILL and STOP cannot be set and answer an error that says just that.
-        #[allow(unsafe_code)]
-        unsafe {
-            libc::signal(number, action);
-        }
-    }
+    signals::settle_dispositions();
     Ok(fd)
 }
 

@@ -25,9 +25,15 @@ pub(super) fn registry(config: &DispatcherConfig) -> Registry {
 /// The answer: 404, or 500 when a record is there and cannot be read.
 pub(super) async fn resolve(call: &Call, hosts: Vec<String>) -> Result<Vec<Target>, Response> {
     let registry = registry(&call.snapshot.config);
-    blocking(move || registry::resolve(&hosts, &registry, None))
-        .await
-        .map_err(|unknown| unknown_agents(&unknown))
+    blocking(move || resolve_now(&hosts, &registry)).await
+}
+
+/// As [`resolve`], where waiting for the disk holds up nobody.
+///
+/// # Errors
+/// As [`resolve`].
+pub(super) fn resolve_now(hosts: &[String], registry: &Registry) -> Result<Vec<Target>, Response> {
+    registry::resolve(hosts, registry, None).map_err(|unknown| unknown_agents(&unknown))
 }
 
 fn unknown_agents(unknown: &UnknownAgents) -> Response {

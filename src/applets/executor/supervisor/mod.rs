@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use rustix::thread::CapabilitySet;
 
 use super::house::{House, Peer};
 use super::jobs::{Job, JobError, answer};
@@ -70,12 +71,15 @@ pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House, seat:
     };
     // What a script leaves behind becomes our child. Before Linux 3.4 only its process group can be killed.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    let last = house.features.cap_last;
-    if house.unprivileged.is_none()
-        && let Err(errno) = own::give_up_the_rest(&house.policy.config, last)
-    {
-        return report::own_failure("capabilities", errno).err();
-    }
+    let had = house.features.bounding;
+    let bounding = match house.unprivileged {
+        None => own::give_up_the_rest(&house.policy.config, had),
+        Some(_) => Ok(had),
+    };
+    let bounding = match bounding {
+        Ok(left) => left,
+        Err(errno) => return report::own_failure("capabilities", errno).err(),
+    };
     if connection.set_nonblocking(true).is_err() {
         return;
     }
@@ -84,6 +88,7 @@ pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House, seat:
         peer,
         house,
         signals,
+        bounding,
         seat,
     };
     served.serve();
@@ -95,6 +100,8 @@ struct Served<'a> {
     peer: Peer,
     house: &'a House,
     signals: OwnedFd,
+    /// What may be in our bounding set.
+    bounding: CapabilitySet,
     seat: Seat<'a>,
 }
 
@@ -237,6 +244,8 @@ impl Served<'_> {
             checked,
             protected: &house.protected,
             features: &house.features,
+            bounding: self.bounding,
+            mounts: &house.mounts,
             leaf: leaf.as_ref(),
         };
         match prepare(order, report) {

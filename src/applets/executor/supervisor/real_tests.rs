@@ -14,6 +14,7 @@ use crate::core::exec::frame::{JobOrder, RequestExtras, decode_reply, encode_req
 use crate::core::paths::{Paths, Platform};
 use crate::core::sandbox::ProtectedPaths;
 use crate::core::sandbox::features::Features;
+use crate::core::sandbox::view::Mounts;
 use crate::core::sys::fork::{Side, fork, leave};
 use crate::core::sys::wait::in_own_process;
 use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
@@ -71,6 +72,7 @@ impl Bench {
             },
             hierarchy: Err("not in this test".to_owned()),
             protected: ProtectedPaths::default(),
+            mounts: Mounts::read(),
             unprivileged: (!is_root()).then_some(Unprivileged::Careful),
             jobs: dir.path().join("jobs"),
         };

@@ -10,6 +10,7 @@ use super::features::Features;
 use super::identity::{self, Identity};
 use super::prepare::{RunOrder, prepare};
 use super::script::{self, executable};
+use super::view::Mounts;
 use super::{Level, NotPrepared, ProtectedPaths, Protection, Protections};
 use crate::core::config::{AgentConfig, Allowlist, ProfileConfig, ScriptTrust, Want};
 use crate::core::profile;
@@ -135,6 +136,8 @@ impl Assessment {
                 checked,
                 protected: house.protected,
                 features: house.features,
+                bounding: house.features.bounding,
+                mounts: &Mounts::read(),
                 leaf: None,
             };
             let prepared = prepare(order, &mut report)

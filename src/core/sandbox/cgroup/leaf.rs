@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use super::{extras_of, limits_of};
 use crate::core::config::ProfileConfig;
+use crate::core::sys::small_files;
 
 /// How long removal is tried for: the kernel takes a moment to forget processes that were killed.
 const REMOVAL_PATIENCE: Duration = Duration::from_millis(500);
@@ -74,7 +75,7 @@ impl Leaf {
     }
 
     fn read(&self, file: &str) -> String {
-        std::fs::read_to_string(self.dir.join(file)).unwrap_or_default()
+        small_files::text_at(self.fd.as_fd(), file).unwrap_or_default()
     }
 
     /// What the run has used so far, as far as the controllers are there.

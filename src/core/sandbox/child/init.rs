@@ -75,7 +75,7 @@ fn drop_rights(run: &Run<'_>) -> Result<(), StepFailed> {
     let prepared = run.prepared;
     chdir(c"/").map_err(Step::Init.failed())?;
     if let Some(rights) = &prepared.rights {
-        creds::bound(CapabilitySet::empty(), rights.cap_last)
+        creds::bound(CapabilitySet::empty(), rights.bounding)
             .map_err(Step::BoundingSet.failed())?;
         change_ids(&prepared.identity, &rights.groups)?;
         // An executor without CAP_KILL has none to keep.

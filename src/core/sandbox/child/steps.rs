@@ -130,7 +130,7 @@ fn die_with(supervisor: Pid) -> Result<(), Errno> {
 
 /// Bounding set, groups, ids, the other capability sets; each is read back.
 fn become_user(identity: &Identity, rights: &Rights) -> Done {
-    creds::bound(rights.grant, rights.cap_last).map_err(Step::BoundingSet.failed())?;
+    creds::bound(rights.grant, rights.bounding).map_err(Step::BoundingSet.failed())?;
     change_ids(identity, &rights.groups)?;
     if !rights.root_semantics {
         lock_root_semantics(rights.grant).map_err(Step::SecureBits.failed())?;

@@ -18,6 +18,7 @@ use crate::core::sandbox::identity::Identity;
 use crate::core::sandbox::prepare::tests::{assembled, features, root};
 use crate::core::sandbox::prepare::{RunOrder, prepare};
 use crate::core::sandbox::script::Checked;
+use crate::core::sandbox::view::Mounts;
 use crate::core::sandbox::{Level, ProtectedPaths, Protection, Protections};
 use crate::core::types::{AbsolutePath, ProfileName, ScriptName};
 
@@ -422,6 +423,7 @@ fn whole(profile: &ProfileConfig, who: Identity, text: &str) -> (Ended, Protecti
         profile: ProfileName::new("web").unwrap(),
     };
     let mut report = Protections::default();
+    let features = Features::probe();
     let prepared = prepare(
         RunOrder {
             script: &script,
@@ -434,7 +436,9 @@ fn whole(profile: &ProfileConfig, who: Identity, text: &str) -> (Ended, Protecti
                 hide: vec!["/var/tmp".into()],
                 read_only: vec!["/etc".into()],
             },
-            features: &Features::probe(),
+            features: &features,
+            bounding: features.bounding,
+            mounts: &Mounts::read(),
             leaf: None,
         },
         &mut report,

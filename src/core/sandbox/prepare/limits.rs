@@ -5,6 +5,7 @@ use rustix::process::{Resource, Rlimit, getrlimit};
 use super::RunOrder;
 use crate::core::config::LimitKind;
 use crate::core::sandbox::{Level, Protection, Protections};
+use crate::core::sys::small_files;
 
 /// What the child sets, soft and hard alike.
 pub(super) fn limits(order: &RunOrder<'_>, report: &mut Protections) -> Vec<(Resource, Rlimit)> {
@@ -54,7 +55,7 @@ fn resource(kind: LimitKind) -> Resource {
 
 /// `None` where nothing has to change, or where lowering it would need root.
 pub(super) fn oom_score_adj(wanted: i32, privileged: bool) -> Option<String> {
-    let now: i32 = std::fs::read_to_string("/proc/self/oom_score_adj")
+    let now: i32 = small_files::text(c"/proc/self/oom_score_adj")
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);

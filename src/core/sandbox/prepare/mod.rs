@@ -6,7 +6,6 @@ mod limits;
 pub(super) mod tests;
 
 use std::ffi::CString;
-use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -22,15 +21,13 @@ use super::filter::{self, Program};
 use super::identity::Identity;
 use super::landlock::{self, Ruleset};
 use super::script::Checked;
-use super::view::{self, MountPlan, ViewOrder};
+use super::view::{self, MountPlan, Mounts, ViewOrder};
 use super::{Level, NotPrepared, ProtectedPaths, Protection, Protections};
 use crate::core::config::{Network, ProfileConfig, Scope, Syscalls, Want};
 use crate::core::profile::Resolved;
 use crate::core::sys::process::namespace;
 use command::Command;
 
-/// Largest `/proc/self/mountinfo` that is read, in bytes.
-const MOST_MOUNTINFO: u64 = 16 * 1024 * 1024;
 /// Why nothing can be had that only root can set up.
 const WITHOUT_ROOT: &str = "the executor runs without root";
 
@@ -46,6 +43,10 @@ pub struct RunOrder<'a> {
     pub checked: Checked,
     pub protected: &'a ProtectedPaths,
     pub features: &'a Features,
+    /// What may be in the bounding set of this process.
+    pub bounding: CapabilitySet,
+    /// Those of this process.
+    pub mounts: &'a Mounts,
     pub leaf: Option<&'a Leaf>,
 }
 
@@ -104,8 +105,8 @@ pub(super) struct Confinement {
 pub(super) struct Rights {
     pub(super) grant: CapabilitySet,
     pub(super) groups: Vec<Gid>,
-    /// Number of the last capability that the kernel knows.
-    pub(super) cap_last: u8,
+    /// What may be in the bounding set when the child begins.
+    pub(super) bounding: CapabilitySet,
     /// The kernel has an ambient set.
     pub(super) ambient: bool,
     /// False: uid 0 gets no capabilities at exec.
@@ -130,7 +131,6 @@ fn confinement(
     if !features.privileged {
         return without_root(profile, report);
     }
-    let mountinfo = mountinfo()?;
     let script = order.script.path.as_path();
     let view = view::plan(
         ViewOrder {
@@ -140,7 +140,7 @@ fn confinement(
             copy,
             fresh_proc: private_processes(profile, features),
             features,
-            mountinfo: &mountinfo,
+            mounts: order.mounts,
         },
         report,
     )?;
@@ -421,24 +421,10 @@ fn rights(order: &RunOrder<'_>, report: &mut Protections) -> Result<Option<Right
             .iter()
             .map(|gid| Gid::from_raw(*gid))
             .collect(),
-        cap_last: features.cap_last,
+        bounding: order.bounding,
         ambient: features.ambient,
         root_semantics: profile.root_semantics,
     }))
-}
-
-fn mountinfo() -> Result<String, NotPrepared> {
-    let mut bytes = Vec::new();
-    std::fs::File::open("/proc/self/mountinfo")
-        .and_then(|file| file.take(MOST_MOUNTINFO + 1).read_to_end(&mut bytes))
-        .map_err(|error| refused(format!("/proc/self/mountinfo: {error}")))?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > MOST_MOUNTINFO) {
-        return Err(refused(
-            "/proc/self/mountinfo: more mounts than can be handled",
-        ));
-    }
-    Ok(String::from_utf8(bytes)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 fn missing(protection: Protection, why: &str) -> NotPrepared {

@@ -42,6 +42,8 @@ pub(in crate::core::sandbox) fn assembled(
             checked: Checked::default(),
             protected: &ProtectedPaths::default(),
             features,
+            bounding: features.bounding,
+            mounts: &Mounts::default(),
             leaf: None,
         },
         Confinement::default(),

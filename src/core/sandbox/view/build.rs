@@ -6,7 +6,7 @@ use caps::Capability;
 use rustix::fs::Mode;
 
 use super::lookup::{Found, Lookup};
-use super::mountinfo;
+use super::mountinfo::{self, within};
 use super::parts::{
     Builder, TMP_FLAGS, bind, directories, file, plain_mode, text, tmpfs, world_mode,
 };
@@ -51,13 +51,12 @@ pub(super) fn build(
             ),
         ));
     }
-    let mounts = mountinfo::parse(order.mountinfo);
-    let visible = mountinfo::visible(&mounts);
+    let visible = order.mounts.visible()?;
     let mut b = Builder {
         look,
         modern: features.mount_setattr && features.mount_api && features.openat2,
         attributes: features.mount_setattr,
-        visible: &visible,
+        visible,
         fresh_proc: order.fresh_proc,
         steps: Vec::new(),
         warnings: Vec::new(),
@@ -90,16 +89,14 @@ pub(super) fn build(
     // What a script in /tmp needs of it stays.
     let kept = tmp
         .iter()
-        .find(|top| script.starts_with(top))
+        .find(|top| within(&script, top))
         .map(|top| match script.parent() {
             Some(parent) if parent != top => (top.clone(), parent.to_owned(), true),
             _ => (top.clone(), script.clone(), false),
         });
     let gone = |path: &Path| {
-        tmp.iter().any(|top| path.starts_with(top))
-            && !kept
-                .as_ref()
-                .is_some_and(|(_, keep, _)| path.starts_with(keep))
+        tmp.iter().any(|top| within(path, top))
+            && !kept.as_ref().is_some_and(|(_, keep, _)| within(path, keep))
     };
     let mut hidden = b.protected(
         order
@@ -111,7 +108,7 @@ pub(super) fn build(
             .chain(managers(profile).iter().map(Path::new)),
     )?;
     hidden.retain(|path| !gone(path));
-    if let Some(path) = hidden.iter().find(|path| script.starts_with(path)) {
+    if let Some(path) = hidden.iter().find(|path| within(&script, path)) {
         return Err(NotPrepared::new(
             "setup",
             format!(
@@ -122,7 +119,7 @@ pub(super) fn build(
         ));
     }
     let mut guarded = b.protected(order.protected.read_only.iter().map(PathBuf::as_path))?;
-    guarded.retain(|path| !gone(path) && !hidden.iter().any(|h| path.starts_with(h)));
+    guarded.retain(|path| !gone(path) && !hidden.iter().any(|h| within(path, h)));
 
     let dev = match (profile.devices.value, look.find(Path::new("/dev"))) {
         (Devices::Host, _) => None,
@@ -206,7 +203,7 @@ pub(super) fn build(
         b.push(Step::MountProtect, ops);
     }
     for path in &guarded {
-        if dev.as_ref().is_some_and(|dev| path.starts_with(dev)) {
+        if dev.as_ref().is_some_and(|dev| within(path, dev)) {
             continue;
         }
         if !read_only_root || overlaps(&carved, path) {
@@ -218,7 +215,7 @@ pub(super) fn build(
         if Some(path) == stage.as_ref() {
             continue;
         }
-        if dev.as_ref().is_some_and(|dev| path.starts_with(dev)) {
+        if dev.as_ref().is_some_and(|dev| within(path, dev)) {
             continue;
         }
         let source = match look.find(path) {
@@ -411,7 +408,7 @@ pub(super) fn outermost(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     paths.sort();
     let mut kept: Vec<PathBuf> = Vec::new();
     for path in paths {
-        if !kept.iter().any(|outer| path.starts_with(outer)) {
+        if !kept.iter().any(|outer| within(&path, outer)) {
             kept.push(path);
         }
     }
@@ -422,7 +419,7 @@ pub(super) fn outermost(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
 pub(super) fn overlaps(paths: &[PathBuf], path: &Path) -> bool {
     paths
         .iter()
-        .any(|other| other.starts_with(path) || path.starts_with(other))
+        .any(|other| within(other, path) || within(path, other))
 }
 
 /// The directories between a carve-out and what is protected below it, the outermost first. Protecting the end of a path is not enough:

@@ -9,6 +9,7 @@
 mod build;
 mod lookup;
 mod mountinfo;
+mod mounts;
 mod parts;
 mod steps;
 #[cfg(test)]
@@ -17,6 +18,8 @@ mod tests;
 mod tests_mounted;
 
 use std::path::Path;
+
+pub use mounts::Mounts;
 
 use super::features::Features;
 use super::{NotPrepared, ProtectedPaths, Protections};
@@ -34,8 +37,8 @@ pub struct ViewOrder<'a> {
     /// The script runs in a PID namespace of its own: `/proc` must be mounted anew.
     pub fresh_proc: bool,
     pub features: &'a Features,
-    /// Text of `/proc/self/mountinfo`.
-    pub mountinfo: &'a str,
+    /// Those of this process.
+    pub mounts: &'a Mounts,
 }
 
 /// The steps, ready to be carried out.

@@ -1,7 +1,7 @@
 //! `/proc/self/mountinfo` as far as a view needs it.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
@@ -98,17 +98,20 @@ fn flags(options: &str) -> MountFlags {
 }
 
 /// Those that a path leads to: not covered by another mount at the same point or above it.
-pub(super) fn visible(mounts: &[Mount]) -> Vec<&Mount> {
-    mounts
+pub(super) fn visible(mounts: Vec<Mount>) -> Vec<Mount> {
+    let covered: Vec<bool> = mounts
         .iter()
-        .filter(|mount| !mounts.iter().any(|other| covers(mounts, other, mount)))
+        .map(|mount| mounts.iter().any(|other| covers(&mounts, other, mount)))
+        .collect();
+    let each = mounts.into_iter().zip(covered);
+    each.filter_map(|(mount, covered)| (!covered).then_some(mount))
         .collect()
 }
 
 /// `other` lies over the point of `mount` without being what `mount` was mounted on.
 fn covers(mounts: &[Mount], other: &Mount, mount: &Mount) -> bool {
     other.id != mount.id
-        && mount.point.starts_with(&other.point)
+        && within(&mount.point, &other.point)
         && !ancestors(mounts, mount).any(|id| id == other.id)
         // Of two mounts side by side the one below is reached through the one above only if it came later.
         && (other.point != mount.point || ancestors(mounts, other).any(|id| id == mount.id))
@@ -132,36 +135,35 @@ fn ancestors<'a>(mounts: &'a [Mount], mount: &Mount) -> impl Iterator<Item = u32
 }
 
 /// The mount that a path lies on.
-pub(super) fn containing<'a>(visible: &[&'a Mount], path: &Path) -> Option<&'a Mount> {
+pub(super) fn containing<'a>(visible: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     visible
         .iter()
-        .copied()
-        .filter(|mount| path.starts_with(&mount.point))
-        .max_by_key(|mount| mount.point.components().count())
+        .filter(|mount| within(path, &mount.point))
+        // All of them are beginnings of the path: the longest lies deepest.
+        .max_by_key(|mount| mount.point.as_os_str().len())
 }
 
 /// Other paths under which the same file can be reached: other mounts of its file system, and the directory that an overlay stores its
 /// changes in. Only text: whether anything is there is for the caller to see.
-pub(super) fn other_names(visible: &[&Mount], path: &Path) -> Vec<PathBuf> {
+pub(super) fn other_names(visible: &[Mount], path: &Path) -> Vec<PathBuf> {
     let Some(home) = containing(visible, path) else {
         return Vec::new();
     };
-    let Ok(below) = path.strip_prefix(&home.point) else {
+    let Some(below) = rest_of(path, &home.point) else {
         return Vec::new();
     };
-    let inside = home.root.join(below);
+    let inside = join(&home.root, below);
     let mut names: Vec<PathBuf> = visible
         .iter()
         .filter(|mount| mount.id != home.id && mount.device == home.device)
         .filter_map(|mount| {
-            if mount.root.starts_with(&inside) {
+            if within(&mount.root, &inside) {
                 return Some(mount.point.clone());
             }
-            let rest = inside.strip_prefix(&mount.root).ok()?;
-            Some(join(&mount.point, rest))
+            rest_of(&inside, &mount.root).map(|rest| join(&mount.point, rest))
         })
         .collect();
-    if let (Some(upper), Ok(rest)) = (&home.upper, inside.strip_prefix("/")) {
+    if let (Some(upper), Some(rest)) = (&home.upper, rest_of(&inside, Path::new("/"))) {
         names.push(join(upper, rest));
     }
     names.retain(|name| name != path);
@@ -174,5 +176,22 @@ fn join(base: &Path, rest: &Path) -> PathBuf {
         base.to_owned()
     } else {
         base.join(rest)
+    }
+}
+
+/// The path is `top`, or lies below it. Both as the kernel or a lookup writes them, absolute and with nothing needless in them: then
+/// bytes say it, in a tenth of the time that `Path::starts_with` takes for the some thousand questions of one plan.
+pub(super) fn within(path: &Path, top: &Path) -> bool {
+    rest_of(path, top).is_some()
+}
+
+/// What a path adds to `top`, if it is that or lies below it. For paths as in [`within`].
+fn rest_of<'a>(path: &'a Path, top: &Path) -> Option<&'a Path> {
+    let (path, top) = (path.as_os_str().as_bytes(), top.as_os_str().as_bytes());
+    let rest = path.strip_prefix(top.strip_suffix(b"/").unwrap_or(top))?;
+    match rest.split_first() {
+        None => Some(Path::new("")),
+        Some((b'/', rest)) => Some(Path::new(OsStr::from_bytes(rest))),
+        Some(_) => None,
     }
 }

@@ -9,7 +9,7 @@ use rustix::mount::MountFlags;
 
 use super::build::overlaps;
 use super::lookup::{Found, Lookup};
-use super::mountinfo::{self, Mount};
+use super::mountinfo::{self, Mount, within};
 use super::steps::{Op, Planned, Stage};
 use crate::core::config::{Baseline, ProfileConfig};
 use crate::core::sandbox::child::Step;
@@ -43,7 +43,7 @@ pub(super) struct Builder<'a> {
     pub(super) modern: bool,
     /// Only `mount_setattr` is.
     pub(super) attributes: bool,
-    pub(super) visible: &'a [&'a Mount],
+    pub(super) visible: &'a [Mount],
     pub(super) fresh_proc: bool,
     pub(super) steps: Vec<Planned>,
     pub(super) warnings: Vec<String>,
@@ -60,15 +60,12 @@ impl Builder<'_> {
         };
         let hidden = hidden.iter().filter_map(|path| directory(path));
         let hidden = hidden.filter(|dir| {
-            self.look.is_fixed(dir)
-                && !used
-                    .iter()
-                    .any(|path| *path != dir && path.starts_with(dir))
+            self.look.is_fixed(dir) && !used.iter().any(|path| *path != dir && within(path, dir))
         });
         let others = ["/proc", "/sys", "/run", "/mnt", "/srv", "/media"]
             .iter()
             .filter_map(|path| directory(Path::new(path)))
-            .filter(|dir| !used.iter().any(|path| path.starts_with(dir)));
+            .filter(|dir| !used.iter().any(|path| within(path, dir)));
         hidden.chain(others).next()
     }
 
@@ -130,9 +127,9 @@ impl Builder<'_> {
 
     /// Mounts strictly below a path.
     pub(super) fn below(&self, path: &Path) -> impl Iterator<Item = &Mount> {
-        self.visible.iter().copied().filter(move |mount| {
+        self.visible.iter().filter(move |mount| {
             mount.point != path
-                && mount.point.starts_with(path)
+                && within(&mount.point, path)
                 && !(self.fresh_proc && path.starts_with("/proc"))
         })
     }

@@ -8,7 +8,7 @@ use rustix::mount::MountFlags;
 
 use super::lookup::{Found, Lookup};
 use super::steps::{Op, Stage};
-use super::{MountPlan, ViewOrder, build, mountinfo};
+use super::{MountPlan, Mounts, ViewOrder, build, mountinfo};
 use crate::core::config::{Baseline, Devices, ProfileConfig, Protected};
 use crate::core::sandbox::child::Step;
 use crate::core::sandbox::features::Features;
@@ -131,7 +131,7 @@ impl Case {
             copy: self.copy,
             fresh_proc: self.fresh_proc,
             features: &self.features,
-            mountinfo: self.mounts,
+            mounts: &Mounts::of(self.mounts),
         };
         build::build(order, &self.look, report)
     }
@@ -450,7 +450,7 @@ fn a_script_below_a_private_tmp_stays() {
         copy: None,
         fresh_proc: false,
         features: &features(),
-        mountinfo: MOUNTS,
+        mounts: &Mounts::of(MOUNTS),
     };
     let plan = build::build(order, &look, &mut Protections::default()).unwrap();
     let tmp = ops(&plan, Step::MountPrivateTmp);
@@ -502,8 +502,8 @@ fn a_covered_mount_is_not_visible() {
 nonsense
 6 6 8:6 / /loop rw - ext4 f rw
 ";
-    let mounts = mountinfo::parse(text);
-    let points: Vec<_> = mountinfo::visible(&mounts)
+    let visible = mountinfo::visible(mountinfo::parse(text));
+    let points: Vec<_> = visible
         .iter()
         .map(|mount| (mount.id, mount.point.to_str().unwrap()))
         .collect();
@@ -519,7 +519,7 @@ fn other_names_of_a_file_are_found() {
 4 1 8:2 /upper/etc/agent /mnt/y rw - ext4 b rw
 ";
     let mounts = mountinfo::parse(text);
-    let visible = mountinfo::visible(&mounts);
+    let visible = mountinfo::visible(mounts.clone());
     assert_eq!(
         mountinfo::other_names(&visible, Path::new("/etc/agent/key")),
         [PathBuf::from("/overlay/upper/etc/agent/key")]
@@ -538,7 +538,7 @@ proptest! {
     #[test]
     fn any_text_can_be_read(text in "[0-9 :/\\\\a-z,\n-]{0,400}") {
         let mounts = mountinfo::parse(&text);
-        let visible = mountinfo::visible(&mounts);
+        let visible = mountinfo::visible(mounts.clone());
         prop_assert!(visible.len() <= mounts.len());
         let _ = mountinfo::other_names(&visible, Path::new("/a"));
     }

@@ -9,7 +9,7 @@ use rustix::fs::StatVfsMountFlags;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
 
 use super::tests::{features, old_features, paths};
-use super::{ViewOrder, plan};
+use super::{Mounts, ViewOrder, plan};
 use crate::core::config::{Baseline, Devices, ProfileConfig, Protected};
 use crate::core::sandbox::features::Features;
 use crate::core::sandbox::{ProtectedPaths, Protections};
@@ -95,7 +95,7 @@ fn enter(profile: &ProfileConfig, features: &Features, copy: Option<&[u8]>) -> V
         copy: copy.map(<[u8]>::to_vec),
         fresh_proc: false,
         features,
-        mountinfo: &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+        mounts: &Mounts::of(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap()),
     };
     let plan = plan(order, &mut Protections::default()).unwrap();
     plan.apply().unwrap();
@@ -239,7 +239,7 @@ fn what_lies_above_something_protected_cannot_be_replaced() {
                 copy: None,
                 fresh_proc: false,
                 features,
-                mountinfo: &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+                mounts: &Mounts::of(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap()),
             };
             plan(order, &mut Protections::default())
                 .unwrap()
@@ -352,7 +352,7 @@ fn what_runs_is_what_was_checked() {
             copy: Some(checked.to_vec()),
             fresh_proc: false,
             features,
-            mountinfo: &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+            mounts: &Mounts::of(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap()),
         };
         plan(order, &mut Protections::default())
             .unwrap()
@@ -398,7 +398,9 @@ fn a_checked_script_in_tmp_runs_although_tmp_is_private() {
                         copy: Some(b"checked".to_vec()),
                         fresh_proc: false,
                         features,
-                        mountinfo: &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+                        mounts: &Mounts::of(
+                            &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+                        ),
                     };
                     plan(order, &mut Protections::default())
                         .unwrap()
@@ -462,7 +464,7 @@ fn a_fresh_proc_has_its_switches_closed() {
             copy: Some(b"checked".to_vec()),
             fresh_proc: true,
             features,
-            mountinfo: &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+            mounts: &Mounts::of(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap()),
         };
         plan(order, &mut Protections::default())
             .unwrap()
@@ -514,7 +516,7 @@ fn a_link_put_in_place_of_a_carve_out_opens_nothing() {
                 copy: None,
                 fresh_proc: false,
                 features: &features,
-                mountinfo: &fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
+                mounts: &Mounts::of(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap()),
             };
             let plan = plan(order, &mut Protections::default()).unwrap();
             fs::rename("/mnt/data", "/mnt/was").unwrap();
