@@ -26,7 +26,8 @@ _INFO = {
     "repo-commit": 10, "build-time": 11, "installed-size": 12, "depends": 15, "provides": 16,
 }
 _SCRIPTS = {"pre-install": 2, "post-install": 3, "pre-deinstall": 4, "post-deinstall": 5, "pre-upgrade": 6, "post-upgrade": 7}
-_CONFLICT = 16
+# "Not" and "any version", as apk writes it.
+_CONFLICT = 16 | 7
 
 # How many bytes of the SHA-256 name a package.
 _ID_LENGTH = 20

@@ -4,6 +4,7 @@ The lowest layer is the executable with its names, the same for both roles; the 
 role. There is no shell and nothing else: scripts of an agent that need one need an image built FROM this one.
 """
 
+import datetime
 import hashlib
 import json
 
@@ -88,8 +89,6 @@ def labels(release, role):
 
 
 def _created(release):
-    import datetime
-
     return datetime.datetime.fromtimestamp(release.epoch, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -1,7 +1,9 @@
 """What packages say about themselves: descriptions, change log, copyright."""
 
-import email.utils
 import datetime
+import email.utils
+
+from release import MAINTAINER
 
 AGENT = (
     "allowlisted scripts over mutual TLS: agent",
@@ -29,18 +31,15 @@ is decided by the services that are enabled.""",
 
 
 def debian_changelog(release, source):
-    date = email.utils.format_datetime(datetime.datetime.fromtimestamp(release.epoch, datetime.timezone.utc))
     return (
         f"{source} ({release.version.deb}) unstable; urgency=medium\n\n"
         f"  * Release {release.version.plain}. What has changed is in CHANGELOG.md of the sources.\n\n"
-        f" -- {maintainer()}  {date}\n"
+        f" -- {MAINTAINER}  {email.utils.format_datetime(_date(release))}\n"
     ).encode()
 
 
-def maintainer():
-    from release import MAINTAINER
-
-    return MAINTAINER
+def _date(release):
+    return datetime.datetime.fromtimestamp(release.epoch, datetime.timezone.utc)
 
 
 def debian_copyright(release, crates=()):
@@ -51,7 +50,7 @@ def debian_copyright(release, crates=()):
         "Upstream-Name: ctrl-exec",
         "",
         "Files: *",
-        "Copyright: the authors of ctrl-exec",
+        f"Copyright: {_date(release).year} the ctrl-exec maintainers",
         f"License: {licence}",
         "",
         f"License: {licence}",
