@@ -31,13 +31,21 @@ fail() {
 }
 ok() { checked=$((checked + 1)); }
 inside() { chroot "$root" env LC_ALL=C DEBIAN_FRONTEND=noninteractive PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+# As a person would: all files, in the order of their names.
+# shellcheck disable=SC2086
+dpkg_all() { inside dpkg -i $new; }
 # owner:group mode of a path must be so
 is() { # path, owner:group, mode
     found=$(inside stat -c '%U:%G %a' "$1") || fail "$1 is not there"
     [ "$found" = "$2 $3" ] || fail "$1 is $found, should be $2 $3"
     ok
 }
-gone() { for path; do [ ! -e "$root$path" ] && [ ! -L "$root$path" ] || fail "$path is still there"; ok; done; }
+gone() {
+    for path; do
+        if [ -e "$root$path" ] || [ -L "$root$path" ]; then fail "$path is still there"; fi
+        ok
+    done
+}
 enabled() { [ -L "$root/etc/systemd/system/$1" ] || fail "$1 is not enabled"; ok; }
 not_enabled() { [ ! -L "$root/etc/systemd/system/$1" ] || fail "$1 is enabled"; ok; }
 # Everything but what every package leaves: logs, dpkg's own books, backups of the account files, caches.
@@ -48,14 +56,26 @@ snapshot() {
 }
 
 say "a Debian of its own"
-debootstrap --variant=minbase --include=adduser bookworm "$root" "$mirror" >"$work/debootstrap.log" 2>&1 || {
-    tail -n 20 "$work/debootstrap.log" >&2
-    fail "debootstrap"
-}
+# Made once: it takes minutes, and is the same every time.
+base=target/dist-check/debian-bookworm.tar
+if [ ! -s "$base" ]; then
+    debootstrap --variant=minbase --include=adduser bookworm "$root" "$mirror" >"$work/debootstrap.log" 2>&1 || {
+        tail -n 20 "$work/debootstrap.log" >&2
+        fail "debootstrap"
+    }
+    rm -rf "$root"/var/cache/apt/archives/*.deb
+    mkdir -p target/dist-check
+    tar -C "$root" --one-file-system --numeric-owner -cf "$base.new" .
+    mv "$base.new" "$base"
+else
+    mkdir "$root"
+    tar -C "$root" --numeric-owner -xf "$base"
+fi
 mount -t proc proc "$root/proc"
 mkdir "$root/new" "$root/old"
 cp "$packages"/*_"$host".deb "$root/new/"
-[ "$(ls "$root/new" | wc -l)" = 3 ] || fail "three packages for $host should be in $packages"
+new=$(cd "$root" && find new -name '*.deb' | sort | sed 's,^,/,')
+[ "$(echo "$new" | wc -l)" = 3 ] || fail "three packages for $host should be in $packages"
 snapshot >"$work/before"
 
 layout() {
@@ -81,7 +101,7 @@ accounts() {
 
 say "first installation, accounts by adduser"
 [ ! -e "$root/usr/bin/systemd-sysusers" ] || fail "the fallback would not be tried"
-inside dpkg -i /new/ctrl-exec-runtime_*.deb /new/ctrl-exec-agent_*.deb /new/ctrl-exec-dispatcher_*.deb >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
+dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
 accounts
 layout
 is /etc/ctrl-exec-agent/agent.toml root:ctrl-exec-agent 640
@@ -97,7 +117,7 @@ say "again: nothing changes, and what the administrator has switched off stays o
 echo '# mine' >>"$root/etc/ctrl-exec-agent/agent.toml"
 rm "$root/etc/ctrl-exec/ctrl-exec.toml" "$root/etc/systemd/system/multi-user.target.wants/ctrl-exec-agent.service"
 echo 'cert = "/etc/ctrl-exec/dispatcher.crt"' >"$root/etc/ctrl-exec/ctrl-exec.conf"
-inside dpkg -i /new/ctrl-exec-runtime_*.deb /new/ctrl-exec-agent_*.deb /new/ctrl-exec-dispatcher_*.deb >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
+dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
 grep -q '# mine' "$root/etc/ctrl-exec-agent/agent.toml" || fail "agent.toml was overwritten"
 gone /etc/ctrl-exec/ctrl-exec.toml
 not_enabled multi-user.target.wants/ctrl-exec-agent.service
@@ -210,6 +230,7 @@ END
     ln -sf /lib/systemd/system/ctrl-exec-agent-renew.timer "$root/etc/systemd/system/timers.target.wants/"
 }
 DATA="etc/ctrl-exec-agent etc/ctrl-exec var/lib/ctrl-exec-agent var/lib/ctrl-exec opt/ctrl-exec-scripts"
+# shellcheck disable=SC2086
 contents() { (cd "$root" && find $DATA -type f -exec sha256sum {} + | sort -k 2); }
 
 # Stands for a running systemd: says that everything is active and enabled, and remembers what it was asked to do.
@@ -233,8 +254,7 @@ say "upgrade from 0.12.3 with dpkg, services running"
 old_host
 contents >"$work/data"
 pretend_systemd
-# shellcheck disable=SC2046
-inside dpkg -i $(cd "$root" && ls new/*.deb) >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i over 0.12.3"; }
+dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i over 0.12.3"; }
 contents | diff "$work/data" - || fail "the upgrade has changed data of the host"
 ok
 [ "$(restarts)" = "ctrl-exec-exec ctrl-exec-agent ctrl-exec-api " ] || { cat "$work/log" >&2; fail "restarted: $(restarts)"; }
@@ -262,11 +282,11 @@ say "back to 0.12.3 with apt, and forth with apt"
 : >"$root/etc/apt/sources.list"
 inside apt-get install -y -q --allow-downgrades /old/ctrl-exec-common_0.12.3-1_all.deb /old/ctrl-exec-agent_0.12.3-1_all.deb /old/ctrl-exec-dispatcher_0.12.3-1_all.deb >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "downgrade"; }
 contents | diff "$work/data" - || fail "the downgrade has changed data of the host"
-[ "$(inside ctrl-exec-agent)" = 0.12.3 ] && [ "$(inside ced)" = 0.12.3 ] && [ "$(inside ctrl-exec-exec)" = 0.12.3 ] || fail "not the old programs"
+for name in ctrl-exec-agent ced ctrl-exec-exec; do [ "$(inside $name)" = 0.12.3 ] || fail "$name is not the old program"; done
 gone /usr/bin/ctrl-exec
 ok
-# shellcheck disable=SC2046
-inside apt-get install -y -q $(cd "$root" && ls -d new/*.deb | sed 's,^,/,') >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "apt-get install over 0.12.3"; }
+# shellcheck disable=SC2086
+inside apt-get install -y -q $new >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "apt-get install over 0.12.3"; }
 contents | diff "$work/data" - || fail "the upgrade by apt has changed data of the host"
 layout
 
@@ -275,8 +295,7 @@ rm -f "$root/tmp/systemctl.log"
 # A script without a profile, and no profile "default": what took agents off the air at 0.12.2.
 sed -i '/^\[profile default\]/,$d' "$root/etc/ctrl-exec-agent/agent.conf"
 echo 'api_port = many' >>"$root/etc/ctrl-exec/ctrl-exec.conf"
-# shellcheck disable=SC2046
-inside dpkg -i $(cd "$root" && ls new/*.deb) >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
+dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
 [ -z "$(restarts)" ] || { cat "$work/log" >&2; fail "restarted in spite of errors: $(restarts)"; }
 [ "$(grep -c 'NOT restarted' "$work/log")" = 2 ] || { cat "$work/log" >&2; fail "it does not say that nothing was restarted"; }
 grep -q 'systemctl restart ctrl-exec-exec ctrl-exec-agent' "$work/log" || fail "it does not say how to go on"
@@ -287,7 +306,7 @@ real_again
 say "an installation from before 0.9.0: one trusted serial becomes a map"
 rm "$root/var/lib/ctrl-exec-agent/ctrl-exec-dispatchers"
 echo 'AB:01' >"$root/etc/ctrl-exec-agent/ctrl-exec-serial"
-inside dpkg-reconfigure ctrl-exec-agent >/dev/null 2>&1 || inside dpkg -i /new/ctrl-exec-agent_*.deb >/dev/null 2>&1
+dpkg_all >/dev/null 2>&1 || fail "dpkg -i"
 grep -qx 'ab01 dispatcher' "$root/var/lib/ctrl-exec-agent/ctrl-exec-dispatchers" || fail "the map: $(cat "$root/var/lib/ctrl-exec-agent/ctrl-exec-dispatchers")"
 is /var/lib/ctrl-exec-agent/ctrl-exec-dispatchers ctrl-exec-agent:ctrl-exec-agent 644
 
@@ -303,8 +322,9 @@ ok
 
 say "accounts by sysusers.d"
 echo "deb $mirror bookworm main" >"$root/etc/apt/sources.list"
-inside apt-get update -q >/dev/null 2>&1 && inside apt-get install -y -q --no-install-recommends systemd-standalone-sysusers >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "systemd-standalone-sysusers"; }
-inside dpkg -i /new/ctrl-exec-runtime_*.deb /new/ctrl-exec-agent_*.deb /new/ctrl-exec-dispatcher_*.deb >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
+inside apt-get update -q >/dev/null 2>&1 || fail "apt-get update from $mirror"
+inside apt-get install -y -q --no-install-recommends systemd-standalone-sysusers >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "systemd-standalone-sysusers"; }
+dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
 accounts
 layout
 
