@@ -17,6 +17,7 @@ import alpine
 import deb
 import oci
 import openwrt
+import recipes
 import sbom
 import sign
 from contents import Contents
@@ -74,6 +75,8 @@ def artefacts(release, contents, libraries):
     images = [release.binary(a) for a in ARCHES if a.oci and release.binary(a)]
     if images:
         yield Artefact("oci", f"ctrl-exec-{release.version.plain}.oci.tar", oci.build(release, contents, images), images)
+    for name, data in recipes.build(release):
+        yield Artefact("recipes", name, data, [])
 
 
 def write(out, artefact, libraries, signer):
