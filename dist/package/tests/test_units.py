@@ -1,13 +1,18 @@
 """The builder's own decisions: versions, paths, the parser of `cargo tree`, refusals."""
 
+import os
 import pathlib
+import subprocess
 import sys
 import tempfile
+import types
 import unittest
+import unittest.mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import adb
+import alpine
 import archive
 import readers
 import release
@@ -71,6 +76,30 @@ class Trees(unittest.TestCase):
     def test_what_is_not_in_the_lock_file_is_refused(self):
         with self.assertRaises(release.Refused):
             sbom.parse("0 ctrl-exec v1.0.0 (/x)|\n1 c v1.0.0|MIT\n", self.SUMS)
+
+
+class ApkTwo(unittest.TestCase):
+    def test_the_signature_is_over_the_second_stream(self):
+        with tempfile.TemporaryDirectory() as folder:
+            key, public = pathlib.Path(folder) / "builder-1.rsa", pathlib.Path(folder) / "public.pem"
+            subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+            subprocess.run(["openssl", "rsa", "-in", key, "-pubout", "-out", public], check=True, capture_output=True)
+            with unittest.mock.patch.dict(os.environ, {alpine.KEY: str(key)}):
+                first = alpine.signature(types.SimpleNamespace(epoch=1), b"the second stream")
+            ((_, plain),) = readers.gzip_streams(first)
+            # No closing blocks: the next stream goes on with the same tar.
+            self.assertEqual(len(plain), 1024)
+            ((name, entry),) = readers.tar_entries(plain + bytes(1024)).items()
+            self.assertEqual(name, ".SIGN.RSA256.builder-1.rsa.pub")
+            (pathlib.Path(folder) / "signature").write_bytes(entry[4])
+            run = subprocess.run(["openssl", "dgst", "-sha256", "-verify", public, "-signature", pathlib.Path(folder) / "signature"],
+                                 input=b"the second stream", capture_output=True)
+            self.assertEqual(run.returncode, 0, run.stderr)
+
+    def test_without_a_key_there_is_no_stream(self):
+        with unittest.mock.patch.dict(os.environ):
+            os.environ.pop(alpine.KEY, None)
+            self.assertEqual(alpine.signature(types.SimpleNamespace(epoch=1), b""), b"")
 
 
 class ApkThree(unittest.TestCase):
