@@ -1143,6 +1143,9 @@ fn starts_that_cannot_be_end_with_78_and_say_why() {
     host.cea(&["self-check"])
         .expect_code(1)
         .out_has("NOT paired");
+    host.cea(&["self-check", "--files"])
+        .expect_code(78)
+        .err_has("has not been paired yet");
     host.cea(&["self-ping"]).expect_code(1);
 
     let fleet = Paired::new(&["web02.test"]);
@@ -1176,8 +1179,21 @@ fn starts_that_cannot_be_end_with_78_and_say_why() {
     host.cea(&["self-ping"]).ok().out_has("OK");
     drop(agent);
 
-    // Scripts whose profile does not exist.
+    // A script that is not there keeps nobody from serving the others.
     let mut scripts = host.read("etc/ctrl-exec-agent/scripts.toml");
+    let absent = "[scripts.absent]\npath = \"/bin/nothing-here\"\n";
+    host.write(
+        "etc/ctrl-exec-agent/scripts.toml",
+        format!("{scripts}{absent}"),
+        0o640,
+    );
+    host.cea(&["self-check"]).expect_code(1);
+    let told = host.cea(&["self-check", "--files"]).ok();
+    assert!(
+        told.stdout.is_empty(),
+        "a start script has no use for words"
+    );
+    // Scripts whose profile does not exist.
     scripts.push_str("[scripts.other]\npath = \"/bin/true\"\nprofile = \"webops\"\n");
     host.write("etc/ctrl-exec-agent/scripts.toml", scripts, 0o640);
     host.cea(&["serve"])
@@ -1185,6 +1201,9 @@ fn starts_that_cannot_be_end_with_78_and_say_why() {
         .err_has("script(s) reference an undefined profile")
         .err_has("other -> webops");
     host.cea(&["self-check"]).expect_code(1);
+    host.cea(&["self-check", "--files"])
+        .expect_code(78)
+        .err_has("other -> webops");
     // All mistakes of a file in one run, each with its place.
     host.write(
         "etc/ctrl-exec-agent/agent.toml",

@@ -1,70 +1,66 @@
 #!/bin/sh
-# The packages that `make dist` has made: contents, modes, owners, metadata, scripts, lintian, images, and that a second build gives the same bytes.
-#   packages.sh [DIR]    DIR: where they are (default target/dist/packages); the binaries lie in target/dist
-# Needs root (package scripts run in a root of their own, images are started), minisign, lintian and a static busybox; as root it installs them.
+# Fetches what the checks need and Debian has. OpenRC cannot be installed beside another init system: its packages are only unpacked.
+#
+#   packages.sh               installs missing tools (as root; otherwise says what to do)
+#   packages.sh root SUITE    prints a folder with OpenRC of that suite and the libraries it needs, fetched once
 set -eu
-cd "$(dirname "$0")/../.."
+cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ctrl-exec-checks
 
-packages=${1:-target/dist/packages}
-binaries=target/dist
-[ -d "$packages" ] || { echo "there is no $packages: run 'make dist' first" >&2; exit 1; }
-[ "$(id -u)" = 0 ] || { echo "packages.sh needs root: it runs package scripts in a root of their own." >&2; exit 1; }
-missing=
-for tool in minisign lintian busybox dpkg-deb git; do
-    command -v $tool >/dev/null 2>&1 || missing="$missing $(echo $tool | sed 's/^busybox$/busybox-static/; s/^dpkg-deb$/dpkg/')"
-done
-if [ -n "$missing" ]; then
-    apt-get update -q >/dev/null
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing >/dev/null
+[ -f /etc/debian_version ] || { echo "CANNOT: the tools for these checks come from Debian's archive, and this is not Debian" >&2; exit 2; }
+
+archive() {
+    cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+        sed -n -e 's/^URIs: *\([^ ]*\/debian\)\/* *$/\1/p' -e 's/^deb \(\[[^]]*\] \)*\([^ ]*\/debian\)\/* .*/\2/p' | head -n 1
+}
+
+if [ "${1:-}" = root ]; then
+    suite=$2
+    dir=$cache/openrc-$suite
+    if [ ! -x "$dir/root/sbin/openrc-run" ]; then
+        mirror=$(archive)
+        [ -n "$mirror" ] || { echo "CANNOT: no Debian archive is configured on this machine" >&2; exit 2; }
+        rm -rf "$dir"
+        mkdir -p "$dir/lists/partial" "$dir/archives/partial" "$dir/debs" "$dir/new/usr/bin" "$dir/new/usr/sbin" "$dir/new/usr/lib" "$dir/new/usr/lib64"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$dir/sources.list"
+        options="-o Dir::Etc::sourcelist=$dir/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::Lists=$dir/lists -o Dir::State::status=$dir/none -o Dir::Cache=$dir -o APT::Sandbox::User=root -o Acquire::Languages=none"
+        : >"$dir/none"
+        # shellcheck disable=SC2086
+        apt-get $options update -q >/dev/null
+        # What OpenRC's programs are linked with. Names differ between suites; those that a suite does not have are not needed there.
+        for package in openrc libeinfo1 librc1 librc1t64 libc6 libpam0g libselinux1 libaudit1 libcap-ng0 libpcre2-8-0 libcap2; do
+            # shellcheck disable=SC2086
+            (cd "$dir/debs" && apt-get $options download -q "$package" >/dev/null 2>&1) || true
+        done
+        for name in bin sbin lib lib64; do ln -s "usr/$name" "$dir/new/$name"; done
+        for deb in "$dir"/debs/*.deb; do
+            dpkg-deb --fsys-tarfile "$deb" | tar -C "$dir/new" -x --keep-directory-symlink --exclude ./usr/share
+        done
+        rm -rf "$dir/lists" "$dir/archives" "$dir/debs" "$dir"/*.bin
+        [ -x "$dir/new/sbin/openrc-run" ] || { echo "CANNOT: Debian $suite has no OpenRC, or it cannot be fetched" >&2; exit 2; }
+        mv "$dir/new" "$dir/root"
+    fi
+    echo "$dir/root"
+    exit 0
 fi
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM HUP
-
-CTRL_EXEC_PACKAGES=$(cd "$packages" && pwd) CTRL_EXEC_BINARIES=$(cd "$binaries" && pwd)
-export CTRL_EXEC_PACKAGES CTRL_EXEC_BINARIES PYTHONDONTWRITEBYTECODE=1
-for suite in units packages scripts images; do
-    printf '\n== tests: %s\n' "$suite"
-    python3 "dist/package/tests/test_$suite.py"
-done
-
-printf '\n== scripts are POSIX shell\n'
-for script in dist/checks/*.sh dist/package/scripts/*/*; do
-    sh -n "$script" || { echo "$script" >&2; exit 1; }
-done
-if command -v shellcheck >/dev/null 2>&1; then
-    # Words between @ are lists that the builder puts in.
-    for script in dist/checks/*.sh dist/package/scripts/*/*; do shellcheck -s sh -e SC1091,SC2034,SC2043 "$script"; done
-fi
-
-printf '\n== lintian\n'
-# What is not made in this build cannot be missed: pages come from another step.
-absent=$([ -d target/dist/share/man ] || echo "--suppress-tags no-manual-page")
+missing=""
+want() { # command package
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+want systemd-analyze systemd
+want systemd-sysusers systemd
+want systemd-tmpfiles systemd
+want busybox busybox-static
+want shellcheck shellcheck
+want dash dash
+want unshare util-linux
+want python3 python3
+# Linked dynamically it does not run in a root of its own.
+if command -v busybox >/dev/null 2>&1 && ! ldd "$(command -v busybox)" 2>&1 | grep -q 'not a dynamic'; then missing="$missing busybox-static"; fi
+[ -n "$missing" ] || exit 0
+[ "$(id -u)" = 0 ] || { echo "CANNOT: missing:$missing (install as root)" >&2; exit 2; }
+echo "installing$missing"
+wait=-oDPkg::Lock::Timeout=120
+apt-get "$wait" update -q >/dev/null
 # shellcheck disable=SC2086
-lintian --fail-on error,warning --allow-root $absent "$packages"/debian/*.deb
-printf 'no errors, no warnings\n'
-
-printf '\n== a second build, in another directory and under another name, gives the same bytes\n'
-mkdir "$work/elsewhere" "$work/binaries"
-# What is not committed is built too: the first build has seen it.
-git ls-files --cached --others --exclude-standard >"$work/list"
-tar -cf - -T "$work/list" | tar -C "$work/elsewhere" -xf -
-cp "$binaries"/ctrl-exec-* "$work/binaries/"
-touch "$work/binaries"/*
-if [ -d target/dist/share ]; then mkdir -p "$work/elsewhere/target/dist" && cp -r target/dist/share "$work/elsewhere/target/dist/"; fi
-epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
-key=${CTRL_EXEC_MINISIGN_KEY:-$PWD/target/dist-key/throwaway.key}
-(
-    cd "$work/elsewhere"
-    umask 077
-    # shellcheck disable=SC2016
-    SOURCE_DATE_EPOCH=$epoch CTRL_EXEC_MINISIGN_KEY=$key TZ=Pacific/Chatham LC_ALL=C HOME=$HOME \
-        unshare --uts sh -c 'hostname elsewhere && exec python3 dist/package/main.py --partial --binaries "$1" --out "$2"' sh "$work/binaries" "$work/again" >/dev/null
-)
-(cd "$packages" && find . -type f | sort) >"$work/first"
-(cd "$work/again" && find . -type f | sort) >"$work/second"
-cmp "$work/first" "$work/second"
-while IFS= read -r file; do cmp "$packages/$file" "$work/again/$file"; done <"$work/first"
-printf '%s files, all the same\n' "$(wc -l <"$work/first")"
+DEBIAN_FRONTEND=noninteractive apt-get "$wait" install -y -q --no-install-recommends $missing >/dev/null

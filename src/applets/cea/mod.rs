@@ -46,6 +46,7 @@ const OPTIONS: &[cli::Opt] = &[
     cli::value("ca-fingerprint"),
     cli::flag("replace-ca"),
     cli::flag("yes"),
+    cli::flag("files"),
 ];
 
 /// The files that the modes read instead of the usual ones.
@@ -83,7 +84,10 @@ static MODES: &[Mode] = &[
         summary: Some(
             "check configuration, allowlist, profiles, certificates and scripts, without the network",
         ),
-        entry: |context, files, _| checks::self_check(context, files),
+        entry: |context, files, words| match given(words, "files") {
+            true => serve::could_start(context, files),
+            false => checks::self_check(context, files),
+        },
     },
     Mode {
         name: "self-ping",
@@ -154,8 +158,12 @@ fn files(words: &cli::Words) -> Files {
     }
 }
 
+fn given(words: &cli::Words, name: &str) -> bool {
+    words.options.iter().any(|(option, _)| *option == name)
+}
+
 fn pairing_options(words: &cli::Words) -> pairing::Options {
-    let given = |name: &str| words.options.iter().any(|(option, _)| *option == name);
+    let given = |name: &str| given(words, name);
     pairing::Options {
         config: value(words, "config").map(PathBuf::from),
         dispatcher: value(words, "dispatcher"),
@@ -195,6 +203,7 @@ fn usage() -> String {
          \x20 --replace-ca       request-pairing: this host leaves the fleet that it belongs to\n\
          \x20 --key-type KIND    request-pairing: ecdsa-p256, rsa-2048, rsa-3072, rsa-4096 (default: what the dispatcher can sign)\n\
          \x20 --yes              request-pairing: do not ask whether the codes agree\n\
+         \x20 --files            self-check: only whether 'serve' could start (0 or 78), for start scripts\n\
          \x20 --root DIR         prefix of every system path\n\
          \x20 --version, --help",
     );

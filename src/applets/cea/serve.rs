@@ -45,6 +45,18 @@ pub(super) fn serve(context: &Context, files: &Files) -> Result<Exit, AppError> 
     done
 }
 
+/// `self-check --files`, for start scripts: whether `serve` could start with these files. Unlike the whole check it minds nothing that a
+/// running agent could live with, such as one script of many that is not there: a host must not be lost for that.
+///
+/// # Errors
+/// Status 78 and the message of `serve`.
+pub(super) fn could_start(context: &Context, files: &Files) -> Result<Exit, AppError> {
+    match Snapshot::load(context, files, None) {
+        Ok(_) => Ok(Exit::Success),
+        Err(error) => Err(explain(&error, context, files)),
+    }
+}
+
 async fn run(context: &Context, files: &Files) -> Result<Exit, AppError> {
     // Before anything else: a reload request during the start must not end the daemon.
     let signals = Signals::new()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::house::Policy;
 use crate::core::config::{
-    AgentConfig, Allowlist, Baseline, ConfigError, Loaded, load_agent, load_allowlist,
+    AgentConfig, Allowlist, Baseline, ConfigError, Loaded, in_force, load_agent, load_allowlist,
 };
 use crate::core::paths::Paths;
 use crate::core::profile::protected::{conflicts, protected_paths};
@@ -58,12 +58,12 @@ pub(super) struct Reloaded {
 }
 
 impl Source {
-    /// `socket`: where we listen.
+    /// `socket`: where we listen. Which of two forms of a file counts is decided here, once: [`in_force`].
     pub(super) fn new(paths: Paths, config: PathBuf, allowlist: PathBuf, socket: PathBuf) -> Self {
         Self {
+            config: in_force(&paths, config),
+            allowlist: in_force(&paths, allowlist),
             paths,
-            config,
-            allowlist,
             socket,
             binary: std::env::current_exe().ok(),
             seen: [None; 2],

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::applets::{AppError, Context, Exit};
-use crate::core::config::{AgentConfig, Allowlist, load_agent, load_allowlist};
+use crate::core::config::{AgentConfig, Allowlist, in_force, load_agent, load_allowlist};
 use crate::core::profile::{self, Refusal};
 use crate::{complain, say};
 
@@ -14,7 +14,8 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     if !options.is_empty() {
         return Err(super::usage());
     }
-    let (config, allowlist) = (PathBuf::from(config), PathBuf::from(allowlist));
+    let used = |named: String| in_force(&context.paths, PathBuf::from(named));
+    let (config, allowlist) = (used(config), used(allowlist));
     let config = load_agent(&context.paths, Some(&config))
         .map_err(|e| AppError::new(Exit::Unresolved, e.to_string()))?
         .value;

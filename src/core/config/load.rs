@@ -158,6 +158,21 @@ fn refuse_blank(source: &SourceFile, report: &mut Report) {
     }
 }
 
+/// Which file counts where `named` is given: service files name the usual `.conf`, but with the usual `.toml` beside it that one is
+/// read, as by everybody who names no file. Two rules for one host would be one too many. Any other path is taken as it is.
+pub fn in_force(paths: &Paths, named: PathBuf) -> PathBuf {
+    let usual = [
+        (paths.agent_conf(), paths.agent_toml()),
+        (paths.scripts_conf(), paths.scripts_toml()),
+    ];
+    for (conf, toml) in usual {
+        if named == conf && exists(&toml) {
+            return toml;
+        }
+    }
+    named
+}
+
 struct Chosen {
     path: PathBuf,
     is_toml: bool,
@@ -287,6 +302,26 @@ mod tests {
         assert_eq!(loaded.warnings.len(), 1);
         let said = loaded.warnings[0].headline();
         assert!(said.contains("agent.conf' is ignored because"), "{said}");
+    }
+
+    #[test]
+    fn where_the_usual_conf_is_named_the_usual_toml_counts_if_it_is_there() {
+        let host = Host::new();
+        let paths = host.paths();
+        for (conf, toml) in [
+            (paths.agent_conf(), paths.agent_toml()),
+            (paths.scripts_conf(), paths.scripts_toml()),
+        ] {
+            assert_eq!(in_force(&paths, conf.clone()), conf, "neither is there");
+            std::os::unix::fs::symlink("/nonexistent", &toml).unwrap();
+            assert_eq!(
+                in_force(&paths, conf.clone()),
+                toml,
+                "nor is it passed over"
+            );
+            let other = conf.with_file_name("other.conf");
+            assert_eq!(in_force(&paths, other.clone()), other);
+        }
     }
 
     #[test]

@@ -38,7 +38,9 @@ use crate::core::types::{AbsolutePath, DispatcherId, ProfileName, ScriptName};
 pub use cidr::CidrError;
 pub use convert::{convert_agent, convert_allowlist, convert_dispatcher};
 pub use error::{ConfigError, UndefinedProfiles};
-pub use load::{Loaded, load_agent, load_allowlist, load_dispatcher, parse_agent, parse_allowlist};
+pub use load::{
+    Loaded, in_force, load_agent, load_allowlist, load_dispatcher, parse_agent, parse_allowlist,
+};
 pub use scripts::{DEFAULT_PROFILE, check_profiles};
 pub use security::{
     Annotations, Baseline, Devices, ExecutorConfig, Groups, Leftovers, LimitKind, Network,
