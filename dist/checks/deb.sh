@@ -83,8 +83,10 @@ layout() {
     is /var/lib/ctrl-exec-agent ctrl-exec-agent:ctrl-exec-agent 750
     is /var/lib/ctrl-exec-agent/runs ctrl-exec-agent:ctrl-exec-agent 750
     is /opt/ctrl-exec-scripts root:ctrl-exec-agent 750
-    is /etc/ctrl-exec root:ctrl-exec 750
-    for name in pairing agents locks runs; do is /var/lib/ctrl-exec/$name root:ctrl-exec 2770; done
+    is /etc/ctrl-exec root:ctrl-exec 2750
+    is /var/lib/ctrl-exec root:ctrl-exec 2770
+    for name in agents locks runs; do is /var/lib/ctrl-exec/$name root:ctrl-exec 2770; done
+    is /var/lib/ctrl-exec/pairing root:root 700
     is /usr/bin/ctrl-exec root:root 755
     for name in /usr/bin/ced /usr/bin/cea /usr/sbin/ctrl-exec-exec /usr/bin/ctrl-exec-api; do
         inside "$name" --version 2>&1 | grep -q '1\.' || fail "$name does not start"
@@ -111,6 +113,7 @@ for which in agent scripts dispatcher; do inside ctrl-exec config check $which >
 enabled multi-user.target.wants/ctrl-exec-exec.service
 enabled multi-user.target.wants/ctrl-exec-agent.service
 enabled timers.target.wants/ctrl-exec-maintenance.timer
+enabled timers.target.wants/ctrl-exec-agent-renew.timer
 not_enabled multi-user.target.wants/ctrl-exec-api.service
 
 say "again: nothing changes, and what the administrator has switched off stays off"
@@ -272,7 +275,7 @@ for unit in ctrl-exec-agent.service ctrl-exec-exec.service ctrl-exec-api.service
     [ -s "$root/usr/lib/systemd/system/$unit" ] || fail "$unit is not there"
     ok
 done
-if [ ! -e "$root/usr/lib/systemd/system/ctrl-exec-agent-renew.timer" ]; then gone /etc/systemd/system/timers.target.wants/ctrl-exec-agent-renew.timer; fi
+enabled timers.target.wants/ctrl-exec-agent-renew.timer
 inside ced list-agents | grep -q agent || fail "the registry is not read"
 inside setpriv --reuid ctrl-exec-agent --regid ctrl-exec-agent --init-groups ctrl-exec-agent self-check >/dev/null 2>&1 || fail "self-check after the upgrade"
 ok

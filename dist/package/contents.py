@@ -31,6 +31,7 @@ def _link(part, path, target, *platforms):
     return Row(part, "link", path, 0o777, target, frozenset(platforms) or EVERYWHERE)
 
 
+# The same texts as `ctrl-exec install` has.
 SEEDS = "dist/package/seeds"
 
 ROWS = (
@@ -47,20 +48,20 @@ ROWS = (
     _file("agent", "usr/share/ctrl-exec/examples/agent.toml", f"{SEEDS}/agent.toml"),
     _file("agent", "usr/share/ctrl-exec/examples/scripts.toml", f"{SEEDS}/scripts.toml"),
     _file("dispatcher", "usr/share/ctrl-exec/examples/ctrl-exec.toml", f"{SEEDS}/ctrl-exec.toml"),
-    _file("dispatcher", "usr/share/ctrl-exec/examples/auth-hook", f"{SEEDS}/auth-hook", mode=0o755),
+    _file("dispatcher", "usr/share/ctrl-exec/examples/auth-hook.example", f"{SEEDS}/auth-hook.example"),
     # systemd
     _file("agent", "usr/lib/systemd/system/ctrl-exec-agent.service", "init/ctrl-exec-agent.service", DEBIAN),
     _file("agent", "usr/lib/systemd/system/ctrl-exec-exec.service", "init/ctrl-exec-exec.service", DEBIAN),
     _file("agent", "usr/lib/systemd/system/ctrl-exec-agent-renew.service", "init/ctrl-exec-agent-renew.service", DEBIAN),
     _file("agent", "usr/lib/systemd/system/ctrl-exec-agent-renew.timer", "init/ctrl-exec-agent-renew.timer", DEBIAN),
-    _file("agent", "usr/lib/sysusers.d/ctrl-exec-agent.conf", "init/sysusers.d/ctrl-exec-agent.conf", DEBIAN),
-    _file("agent", "usr/lib/tmpfiles.d/ctrl-exec-agent.conf", "init/tmpfiles.d/ctrl-exec-agent.conf", DEBIAN),
+    _file("agent", "usr/lib/sysusers.d/ctrl-exec-agent.conf", "init/sysusers/ctrl-exec-agent.conf", DEBIAN),
+    _file("agent", "usr/lib/tmpfiles.d/ctrl-exec-agent.conf", "init/tmpfiles/ctrl-exec-agent.conf", DEBIAN),
     _file("dispatcher", "usr/lib/systemd/system/ctrl-exec-api.service", "init/ctrl-exec-api.service", DEBIAN),
     _file("dispatcher", "usr/share/ctrl-exec/examples/ctrl-exec-api.socket", "init/ctrl-exec-api.socket", DEBIAN),
     _file("dispatcher", "usr/lib/systemd/system/ctrl-exec-maintenance.service", "init/ctrl-exec-maintenance.service", DEBIAN),
     _file("dispatcher", "usr/lib/systemd/system/ctrl-exec-maintenance.timer", "init/ctrl-exec-maintenance.timer", DEBIAN),
-    _file("dispatcher", "usr/lib/sysusers.d/ctrl-exec.conf", "init/sysusers.d/ctrl-exec.conf", DEBIAN),
-    _file("dispatcher", "usr/lib/tmpfiles.d/ctrl-exec.conf", "init/tmpfiles.d/ctrl-exec.conf", DEBIAN),
+    _file("dispatcher", "usr/lib/sysusers.d/ctrl-exec.conf", "init/sysusers/ctrl-exec.conf", DEBIAN),
+    _file("dispatcher", "usr/lib/tmpfiles.d/ctrl-exec.conf", "init/tmpfiles/ctrl-exec.conf", DEBIAN),
     # OpenRC
     _file("agent", "etc/init.d/ctrl-exec-agent", "openrc/ctrl-exec-agent", ALPINE, mode=0o755),
     _file("agent", "etc/init.d/ctrl-exec-exec", "openrc/ctrl-exec-exec", ALPINE, mode=0o755),
@@ -69,55 +70,45 @@ ROWS = (
     _file("agent", "etc/conf.d/ctrl-exec-agent", "openrc/conf.d/ctrl-exec-agent", ALPINE),
     _file("agent", "etc/conf.d/ctrl-exec-exec", "openrc/conf.d/ctrl-exec-exec", ALPINE),
     _file("dispatcher", "etc/conf.d/ctrl-exec-api", "openrc/conf.d/ctrl-exec-api", ALPINE),
-    _file("dispatcher", "etc/conf.d/ctrl-exec-maintenance", "openrc/conf.d/ctrl-exec-maintenance", ALPINE),
     # procd
     _file("agent", "etc/init.d/ctrl-exec-agent", "procd/ctrl-exec-agent", OPENWRT, mode=0o755),
     _file("agent", "etc/init.d/ctrl-exec-exec", "procd/ctrl-exec-exec", OPENWRT, mode=0o755),
     _file("dispatcher", "etc/init.d/ctrl-exec-api", "procd/ctrl-exec-api", OPENWRT, mode=0o755),
     _file("dispatcher", "etc/init.d/ctrl-exec-maintenance", "procd/ctrl-exec-maintenance", OPENWRT, mode=0o755),
-    _file("agent", "lib/upgrade/keep.d/ctrl-exec-agent", "dist/package/files/keep.d/ctrl-exec-agent", OPENWRT),
-    _file("dispatcher", "lib/upgrade/keep.d/ctrl-exec", "dist/package/files/keep.d/ctrl-exec", OPENWRT),
-    _file("agent", "etc/config/ctrl-exec", "procd/config/ctrl-exec", OPENWRT, mode=0o600),
-    _file("agent", "etc/hotplug.d/ntp/50-ctrl-exec", "procd/hotplug.d/ntp/50-ctrl-exec", OPENWRT),
+    _file("base", "lib/upgrade/keep.d/ctrl-exec", "procd/keep.d/ctrl-exec", OPENWRT),
+    _file("base", "etc/config/ctrl-exec", "procd/ctrl-exec.config", OPENWRT),
+    _file("agent", "etc/hotplug.d/ntp/90-ctrl-exec", "procd/hotplug-ntp/90-ctrl-exec", OPENWRT, mode=0o755),
+    # Opens a port: nothing that a package does unasked. Copied to /etc/uci-defaults by whoever wants it.
+    _file("agent", "usr/share/ctrl-exec/examples/99-ctrl-exec-firewall", "procd/uci-defaults/99-ctrl-exec-firewall", OPENWRT, mode=0o755),
 )
 
 # Man pages and completions: made from the command definitions into target/dist/share by another step of the build.
 _SHARE = "target/dist/share"
-_PAGES = {
-    "base": ("man1/ctrl-exec.1",),
-    "agent": ("man8/cea.8", "man8/ctrl-exec-agent.8", "man8/ctrl-exec-exec.8"),
-    "dispatcher": ("man8/ced.8", "man8/ctrl-exec-dispatcher.8", "man8/ced-api.8", "man8/ctrl-exec-api.8"),
-}
 _NAMES = {
     "base": ("ctrl-exec",),
     "agent": ("cea", "ctrl-exec-agent", "ctrl-exec-exec"),
     "dispatcher": ("ced", "ctrl-exec-dispatcher", "ced-api", "ctrl-exec-api"),
 }
-DOCUMENTS = tuple(
-    _file(part, f"usr/share/man/{page}", f"{_SHARE}/man/{page}", DEBIAN, ALPINE) for part, pages in _PAGES.items() for page in pages
-) + tuple(
-    row
-    for part, names in _NAMES.items()
-    for name in names
-    for row in (
-        _file(part, f"usr/share/bash-completion/completions/{name}", f"{_SHARE}/completions/bash/{name}", DEBIAN, ALPINE),
-        _file(part, f"usr/share/zsh/vendor-completions/_{name}", f"{_SHARE}/completions/zsh/_{name}", DEBIAN),
-        _file(part, f"usr/share/zsh/site-functions/_{name}", f"{_SHARE}/completions/zsh/_{name}", ALPINE),
-        _file(part, f"usr/share/fish/vendor_completions.d/{name}.fish", f"{_SHARE}/completions/fish/{name}.fish", DEBIAN, ALPINE),
-    )
+# Of the manual: 1 for what users call, 8 for what runs as a service or for root.
+_SECTION = {name: 1 if name in ("ced", "ctrl-exec-dispatcher", "ced-api", "ctrl-exec-api") else 8 for names in _NAMES.values() for name in names}
+
+
+def _documents(part, name):
+    page = f"man{_SECTION[name]}/{name}.{_SECTION[name]}"
+    yield _file(part, f"usr/share/man/{page}", f"{_SHARE}/man/{page}", DEBIAN, ALPINE)
+    yield _file(part, f"usr/share/bash-completion/completions/{name}", f"{_SHARE}/completions/bash/{name}", DEBIAN, ALPINE)
+    yield _file(part, f"usr/share/fish/vendor_completions.d/{name}.fish", f"{_SHARE}/completions/fish/{name}.fish", DEBIAN, ALPINE)
+
+
+DOCUMENTS = (
+    *(row for part, names in _NAMES.items() for name in names for row in _documents(part, name)),
+    # One file serves every name.
+    _file("base", "usr/share/zsh/vendor-completions/_ctrl-exec", f"{_SHARE}/completions/zsh/_ctrl-exec", DEBIAN),
+    _file("base", "usr/share/zsh/site-functions/_ctrl-exec", f"{_SHARE}/completions/zsh/_ctrl-exec", ALPINE),
 )
 
 # The only sources that may be absent; the build says which are. Everything else that is missing ends it.
-OPTIONAL = frozenset(row.source for row in DOCUMENTS) | {
-    "init/ctrl-exec-agent-renew.service",
-    "init/ctrl-exec-agent-renew.timer",
-    "openrc/conf.d/ctrl-exec-agent",
-    "openrc/conf.d/ctrl-exec-exec",
-    "openrc/conf.d/ctrl-exec-api",
-    "openrc/conf.d/ctrl-exec-maintenance",
-    "procd/config/ctrl-exec",
-    "procd/hotplug.d/ntp/50-ctrl-exec",
-}
+OPTIONAL = frozenset(row.source for row in DOCUMENTS)
 
 
 class Directory:
@@ -140,15 +131,17 @@ DIRECTORIES = (
     # /var is a RAM disk there.
     Directory("agent", "etc/ctrl-exec-agent/state", 0o750, "ctrl-exec-agent", "ctrl-exec-agent", (OPENWRT,)),
     Directory("agent", "opt/ctrl-exec-scripts", 0o750, "root", "ctrl-exec-agent"),
-    Directory("dispatcher", "etc/ctrl-exec", 0o750, "root", "ctrl-exec"),
-    Directory("dispatcher", "var/lib/ctrl-exec", 0o750, "root", "ctrl-exec", _DURABLE),
-    Directory("dispatcher", "var/lib/ctrl-exec/pairing", 0o2770, "root", "ctrl-exec", _DURABLE),
+    # The set-gid bit gives to the group what root writes, so that the API can read it.
+    Directory("dispatcher", "etc/ctrl-exec", 0o2750, "root", "ctrl-exec"),
+    Directory("dispatcher", "var/lib/ctrl-exec", 0o2770, "root", "ctrl-exec", _DURABLE),
+    # Who can write here can put requests in front of the operator.
+    Directory("dispatcher", "var/lib/ctrl-exec/pairing", 0o700, "root", "root", _DURABLE),
     Directory("dispatcher", "var/lib/ctrl-exec/agents", 0o2770, "root", "ctrl-exec", _DURABLE),
     Directory("dispatcher", "var/lib/ctrl-exec/locks", 0o2770, "root", "ctrl-exec", _DURABLE),
     Directory("dispatcher", "var/lib/ctrl-exec/runs", 0o2770, "root", "ctrl-exec", _DURABLE),
-    Directory("dispatcher", "etc/ctrl-exec/state", 0o750, "root", "ctrl-exec", (OPENWRT,)),
+    Directory("dispatcher", "etc/ctrl-exec/state", 0o2770, "root", "ctrl-exec", (OPENWRT,)),
     Directory("dispatcher", "etc/ctrl-exec/state/agents", 0o2770, "root", "ctrl-exec", (OPENWRT,)),
-    Directory("dispatcher", "etc/ctrl-exec/state/pairing", 0o2770, "root", "ctrl-exec", (OPENWRT,)),
+    Directory("dispatcher", "etc/ctrl-exec/state/pairing", 0o700, "root", "root", (OPENWRT,)),
 )
 
 # Seeds: (part, example, target, mode, group); copied only where neither the target nor the file of the original is there.

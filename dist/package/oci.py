@@ -14,8 +14,8 @@ from archive import Node
 from contents import IMAGE
 from release import SUMMARY
 
-# In an image the numbers are fixed, so that volumes keep their owners.
-IDS = {"root": 0, "ctrl-exec-agent": 7443, "ctrl-exec": 7445, "nobody": 65534}
+# In an image the numbers are fixed, so that volumes keep their owners; they are those that the program falls back to without /etc/passwd.
+IDS = {"root": 0, "ctrl-exec-agent": 9443, "ctrl-exec": 9445, "nobody": 65534}
 
 
 class Role:

@@ -42,6 +42,10 @@ ARCHES = (
 )
 
 
+# What a release consists of. A router build for x86_64 and a full one for mipsel are packed too where they are there.
+OFFERED = ("x86_64", "aarch64", "aarch64-router", "armv7", "armv7-router", "mipsel-router")
+
+
 class Version:
     """One version in the notation of each format. `-dev` and the like sort before the release everywhere."""
 
@@ -86,12 +90,7 @@ class Release:
         self.homepage = manifest.get("homepage") or manifest.get("repository")
         self.epoch = epoch if epoch is not None else source_date(root)
         self.binaries = find_binaries(binaries)
-        self.missing = [
-            f"ctrl-exec-{arch.name}{suffix}"
-            for arch in ARCHES
-            for suffix in ("", "-router")
-            if (arch.name, "router" if suffix else "full") not in self.binaries
-        ]
+        self.missing = [f"ctrl-exec-{name}" for name in OFFERED if (name.removesuffix("-router"), "router" if name.endswith("-router") else "full") not in self.binaries]
 
     def binary(self, arch, profile="full"):
         return self.binaries.get((arch.name, profile))

@@ -12,7 +12,8 @@ def expand(release, folder, name, platform, parts, values=None):
             lines += release.text(f"{base}/{line.split()[1]}").decode().rstrip("\n").splitlines()
         elif line == "#DIRECTORIES":
             for d in contents.directories(platform, parts):
-                lines.append(f"directory {d.mode:04o} {d.user} {d.group} /{d.path}")
+                # Five digits: with fewer, GNU programs leave an inherited set-gid bit alone.
+                lines.append(f"directory {d.mode:05o} {d.user} {d.group} /{d.path}")
         elif line == "#SEEDS":
             for _, example, target, mode, group, original in contents.seeds(parts):
                 lines.append(f"seed {example} /{target} {mode:04o} {group} /{original}")

@@ -83,7 +83,7 @@ class Images(unittest.TestCase):
             account = {"agent": "ctrl-exec-agent", "dispatcher": "ctrl-exec"}[role]
             passwd = {line.split(":")[0]: int(line.split(":")[2]) for line in (root / "etc/passwd").read_text().splitlines()}
             state = (root / f"var/lib/{account}").stat()
-            self.assertEqual((state.st_uid, state.st_mode & 0o7777), (passwd[account] if role == "agent" else 0, 0o750))
+            self.assertEqual((state.st_uid, state.st_mode & 0o7777), (passwd[account], 0o750) if role == "agent" else (0, 0o2770))
             self.assertEqual(state.st_gid, passwd[account])
             self.assertEqual(sorted(p.name for p in root.iterdir()), ["dev", "etc", "opt", "proc", "run", "sys", "tmp", "usr", "var"][: 9] if role == "agent" else ["dev", "etc", "proc", "run", "sys", "tmp", "usr", "var"])
 

@@ -100,6 +100,7 @@ class OpenWrt(unittest.TestCase):
         self.assertEqual(root.owner("etc/ctrl-exec-agent/state"), ("ctrl-exec-agent", "ctrl-exec-agent", 0o750))
         self.assertEqual(root.owner("etc/ctrl-exec-agent/agent.toml"), ("root", "ctrl-exec-agent", 0o640))
         self.assertEqual(root.owner("etc/ctrl-exec/state/agents"), ("root", "ctrl-exec", 0o2770))
+        self.assertEqual(root.owner("etc/ctrl-exec/state/pairing"), ("root", "root", 0o700))
         self.assertFalse((root.path / "var/lib/ctrl-exec-agent").exists())
         log = root.log()
         for name in ("ctrl-exec-exec", "ctrl-exec-agent", "ctrl-exec-maintenance"):
