@@ -13,6 +13,7 @@ help:
 	@echo "make build   host build (debug)          make static  static musl binary in target/dist"
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
+	@echo "make dist    packages for Debian, Alpine, OpenWrt and containers in target/dist/packages (PARTIAL=1: of the binaries that are there)"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
 	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
 	@echo "make api-fuzz    schemathesis against a real API with two agents, about three minutes (fetches it from PyPI)"
@@ -61,6 +62,12 @@ fuzz: deps
 # Fails where the tool cannot be had.
 api-fuzz: static
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/api-fuzz.sh
+
+# From the binaries in target/dist; docs/packages.md says what is made, and how it is signed.
+.PHONY: dist
+dist: static
+	sh dist/package/deps.sh
+	CARGO=$(CARGO) python3 dist/package/main.py $(if $(PARTIAL),--partial)
 
 ci:
 	bash .ci/run
