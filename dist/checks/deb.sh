@@ -271,8 +271,7 @@ is /etc/ctrl-exec-agent/agent.conf root:ctrl-exec-agent 640
 gone /etc/ctrl-exec-agent/agent.toml /etc/ctrl-exec-agent/scripts.toml /etc/ctrl-exec/ctrl-exec.toml /usr/share/perl5/Exec/Wire.pm
 inside dpkg -s ctrl-exec-common 2>/dev/null | grep -q '^Status: .* installed' && fail "ctrl-exec-common is still installed"
 for unit in ctrl-exec-agent.service ctrl-exec-exec.service ctrl-exec-api.service ctrl-exec-maintenance.timer; do
-    grep -q 0.12.3 "$root/usr/lib/systemd/system/$unit" && fail "$unit is the old one"
-    [ -s "$root/usr/lib/systemd/system/$unit" ] || fail "$unit is not there"
+    cmp "init/$unit" "$root/usr/lib/systemd/system/$unit" || fail "$unit is not the new one"
     ok
 done
 enabled timers.target.wants/ctrl-exec-agent-renew.timer

@@ -55,11 +55,7 @@ def packages(version, arch):
 
 def build(release, contents, binary, sbom):
     """Yields (file name, bytes, whether it has an executable) for one architecture."""
-    nodes = []
-    for node in contents.nodes(ALPINE, PARTS, binary):
-        if node.path.startswith("usr/share/man/"):
-            node = Node(node.path + ".gz", "file", node.mode, data=archive.gz(node.data))
-        nodes.append(node)
+    nodes = contents.nodes(ALPINE, PARTS, binary)
     nodes.append(Node("usr/share/ctrl-exec/sbom.json", "file", 0o644, data=sbom))
     nodes.append(Node("usr/share/doc/ctrl-exec/CHANGELOG.md", "file", 0o644, data=release.text("CHANGELOG.md")))
     nodes.append(Node("usr/share/doc/ctrl-exec/differences.md", "file", 0o644, data=release.text("docs/differences.md")))

@@ -4,6 +4,9 @@ A part is what a host can have without the rest: `base` (the executable), `agent
 packages has which parts; what lies where is decided here alone.
 """
 
+import os
+
+import archive
 from archive import Node
 
 DEBIAN, ALPINE, OPENWRT, IMAGE = "debian", "alpine", "openwrt", "image"
@@ -176,8 +179,21 @@ class Contents:
                 if not path.is_file() and row.source in OPTIONAL:
                     self.absent.add(row.source)
                     continue
-                nodes.append(Node(row.path, "file", row.mode, data=path.read_bytes()))
+                nodes.append(self._page(row, path) if row.path.startswith("usr/share/man/") else self._plain(row, path))
         return nodes
+
+    @staticmethod
+    def _plain(row, path):
+        if path.is_symlink():
+            return Node(row.path, "link", 0o777, target=os.readlink(path))
+        return Node(row.path, "file", row.mode, data=path.read_bytes())
+
+    @staticmethod
+    def _page(row, path):
+        """Pages of the manual are compressed; that of a second name is a link."""
+        if path.is_symlink():
+            return Node(f"{row.path}.gz", "link", 0o777, target=os.readlink(path) + ".gz")
+        return Node(f"{row.path}.gz", "file", row.mode, data=archive.gz(path.read_bytes()))
 
 
 def directories(platform, parts):

@@ -47,11 +47,7 @@ def packages(version):
 def build(release, contents, binary, crates, sbom):
     """Yields (file name, bytes) of the packages for one architecture. `sbom` describes the executable."""
     for package in packages(release.version.deb):
-        nodes = []
-        for node in contents.nodes(DEBIAN, package.parts, binary):
-            if node.path.startswith("usr/share/man/"):
-                node = Node(node.path + ".gz", "file", node.mode, data=archive.gz(node.data))
-            nodes.append(node)
+        nodes = contents.nodes(DEBIAN, package.parts, binary)
         doc = f"usr/share/doc/{package.name}"
         runtime = "base" in package.parts
         nodes.append(Node(f"{doc}/changelog.Debian.gz", "file", 0o644, data=archive.gz(texts.debian_changelog(release, "ctrl-exec"))))

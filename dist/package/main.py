@@ -7,10 +7,12 @@
 """
 
 import argparse
+import collections
 import pathlib
 import shutil
 import sys
 
+sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import alpine
@@ -103,7 +105,8 @@ def table(rows, signer, contents, release):
     if release.missing:
         print(f"Not there, so without packages: {', '.join(release.missing)}")
     if contents.absent:
-        print(f"Not there, so not packaged: {', '.join(sorted(contents.absent))}")
+        folders = collections.Counter(path.rpartition("/")[0] for path in contents.absent)
+        print(f"Not there, so not packaged: {', '.join(f'{n} of {folder}' for folder, n in sorted(folders.items()))}")
 
 
 def main():
