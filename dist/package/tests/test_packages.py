@@ -5,11 +5,8 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import stat
 import subprocess
-import sys
-import tempfile
 import tomllib
 import unittest
 
@@ -334,38 +331,6 @@ class Bills(unittest.TestCase):
         bill = json.loads(next(OUT.glob("debian/ctrl-exec-agent_*.cdx.json")).read_text())
         self.assertEqual(bill["components"], [])
 
-
-class Recipes(unittest.TestCase):
-    def test_seeds_are_valid(self):
-        with tempfile.TemporaryDirectory() as root:
-            binary = pathlib.Path(root) / "ctrl-exec"
-            shutil.copy(BINARIES / f"ctrl-exec-{os.uname().machine}", binary)
-            seeds = (("ctrl-exec-agent/agent.toml", "agent"), ("ctrl-exec-agent/scripts.toml", "scripts"), ("ctrl-exec/ctrl-exec.toml", "dispatcher"))
-            for target, _ in seeds:
-                path = pathlib.Path(root) / "etc" / target
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / "dist/package/seeds" / path.name, path)
-            for target, which in seeds:
-                run = subprocess.run([binary, "--root", root, "config", "check", which], capture_output=True, text=True)
-                self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
-            # And a mistake is found: the check can fail.
-            with open(pathlib.Path(root) / "etc/ctrl-exec-agent/agent.toml", "a") as file:
-                file.write("no_such_key = 1\n")
-            run = subprocess.run([binary, "--root", root, "config", "check", "agent"], capture_output=True, text=True)
-            self.assertEqual(run.returncode, 78, run.stdout + run.stderr)
-
-    def test_lists_of_directories_agree(self):
-        """tmpfiles.d and the package scripts make the same directories, but for two that are not to be changed at every boot."""
-        sys.path.insert(0, str(ROOT / "dist/package"))
-        import contents
-
-        for part, file in (("agent", "ctrl-exec-agent.conf"), ("dispatcher", "ctrl-exec.conf")):
-            lines = (ROOT / "init/tmpfiles" / file).read_text().splitlines()
-            found = {tuple(line.split()[1:5]) for line in lines if line.startswith("d ")}
-            wanted = {(f"/{d.path}", f"{d.mode:04o}", d.user, d.group) for d in contents.directories(contents.DEBIAN, (part,))}
-            once = {row for row in wanted if row[0] in ("/opt/ctrl-exec-scripts", "/var/lib/ctrl-exec/pairing")}
-            self.assertEqual(len(once), 1)
-            self.assertEqual(found, wanted - once)
 
 
 if __name__ == "__main__":
