@@ -54,7 +54,8 @@ tar -cf - -T "$work/list" | tar -C "$work/elsewhere" -xf -
 cp "$binaries"/ctrl-exec-* "$work/binaries/"
 touch "$work/binaries"/*
 if [ -d target/dist/share ]; then mkdir -p "$work/elsewhere/target/dist" && cp -r target/dist/share "$work/elsewhere/target/dist/"; fi
-epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+# The time of the first build, whatever has been committed since.
+epoch=$(sed -n 's/^trusted comment: timestamp:\([0-9]*\).*/\1/p' "$packages"/oci/*.oci.tar.minisig)
 key=${CTRL_EXEC_MINISIGN_KEY:-$PWD/target/dist-key/throwaway.key}
 (
     cd "$work/elsewhere"

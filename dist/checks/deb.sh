@@ -305,6 +305,20 @@ sed -n '/NOT restarted/,$p' "$work/log"
 ok
 real_again
 
+say "links that a service has put into its own directories lead nowhere"
+mkdir -m 0700 "$root/tmp/victim"
+ln -s /tmp/victim "$root/var/lib/ctrl-exec/new-locks"
+mv "$root/var/lib/ctrl-exec/locks" "$root/var/lib/ctrl-exec/old-locks"
+mv "$root/var/lib/ctrl-exec/new-locks" "$root/var/lib/ctrl-exec/locks"
+rmdir "$root/var/lib/ctrl-exec-agent/runs"
+ln -s /tmp/victim "$root/var/lib/ctrl-exec-agent/runs"
+dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
+is /tmp/victim root:root 700
+[ "$(grep -c 'is a link, or no directory' "$work/log")" = 2 ] || { cat "$work/log" >&2; fail "it does not say what it has left alone"; }
+rm "$root/var/lib/ctrl-exec/locks" "$root/var/lib/ctrl-exec-agent/runs"
+dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
+layout
+
 say "an installation from before 0.9.0: one trusted serial becomes a map"
 rm "$root/var/lib/ctrl-exec-agent/ctrl-exec-dispatchers"
 echo 'AB:01' >"$root/etc/ctrl-exec-agent/ctrl-exec-serial"

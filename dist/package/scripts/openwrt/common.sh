@@ -22,25 +22,27 @@ account() { # name
     fi
 }
 
-# Numbers, because names of the image mean nothing where it is built.
-give() { # user, group, path
+# Numbers, because names of the image mean nothing where it is built. Its builder need not be root.
+give() { # user, group, file
     uid=0 gid=0
     [ "$1" = root ] || uid=$(id_of passwd "$1")
     [ "$2" = root ] || gid=$(id_of group "$2")
-    chown "$uid:$gid" "$root$3" || [ -n "$root" ]
+    chown "$uid:$gid" "$3" || [ -n "$root" ]
 }
 
+# Owner and mode of what lies in it stay. Some of these directories lie in one that belongs to a service: what that has put there instead of a
+# directory (a link to one of root's) must not get the service's owner. So it is entered first, and changed only if it is where it should be.
 directory() { # mode, user, group, path
-    mkdir -p "$root$4"
-    give "$2" "$3" "$4"
-    chmod "$1" "$root$4"
+    mkdir -p "$root$4" 2>/dev/null || true
+    if (cd -P "$root$4" 2>/dev/null && { [ -n "$root" ] || [ "$(pwd -P)" = "$4" ]; } && give "$2" "$3" . && chmod "$1" .); then return 0; fi
+    echo "ctrl-exec: $4 is a link, or no directory: its owner and mode are left as they are" >&2
 }
 
 # A first configuration, where there is none of either form.
 seed() { # example, target, mode, group, file of the original
     if [ ! -e "$root$2" ] && [ ! -e "$root$5" ]; then
         cp "$root/usr/share/ctrl-exec/examples/$1" "$root$2"
-        give root "$4" "$2"
+        give root "$4" "$root$2"
         chmod "$3" "$root$2"
     fi
 }
