@@ -1,6 +1,6 @@
 # ctrl-exec: `make demo` runs the main job, `make test` passes the tests; each sets up what it needs.
 .POSIX:
-.PHONY: help deps build static static-all arch-check test test-fast kernels demo bench size lint fuzz api-fuzz dist-check dist-check-full manual ci clean
+.PHONY: help deps build static static-all arch-check test test-fast kernels demo bench size lint fuzz api-fuzz dist dist-check dist-check-full manual ci clean
 
 ARCH = $(shell uname -m)
 PROFILE = full
@@ -17,6 +17,7 @@ help:
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
 	@echo "make dist-check    service files under systemd's tools, OpenRC, a stand-in for procd, a simulated router (root, Debian); -full: more"
+	@echo "make dist    packages for Debian, Alpine, OpenWrt and containers in target/dist/packages (PARTIAL=1: of the binaries that are there)"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
 	@echo "make manual  manual pages and shell completions in target/dist/share"
 	@echo "make fuzz    every parser of foreign bytes, FUZZ_SECONDS (20) each"
@@ -91,6 +92,11 @@ dist-check-full: static
 # Manual pages and shell completions, of what the programs say of themselves.
 manual:
 	$(CARGO) run --quiet --locked --example manual -- target/dist/share
+
+# From the binaries in target/dist; docs/packages.md says what is made, and how it is signed.
+dist: static
+	sh dist/package/deps.sh
+	CARGO=$(CARGO) python3 dist/package/main.py $(if $(PARTIAL),--partial)
 
 ci:
 	bash .ci/run

@@ -78,6 +78,8 @@ way=$(way) || {
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 [ "$epoch" -le "$(date +%s)" ] || epoch=0
 export CTRL_EXEC_BUILD_EPOCH="$epoch"
+# No path of the machine that builds: it would cost space, and two machines would make two different files.
+flags="-Cforce-unwind-tables=no --remap-path-prefix=${CARGO_HOME:-${HOME:-/root}/.cargo}/registry/src/="
 extra=
 case $arch in
 # Where musl once had a time of 32 bits, it is told to use the one of 64: certificates do not end in 2038.
@@ -90,16 +92,16 @@ mipsel)
 esac
 case $way in
 rustup)
-    RUSTFLAGS="-Cforce-unwind-tables=no" cargo build --locked --release $features $wanted --target "$target"
+    RUSTFLAGS="$flags" cargo build --locked --release $features $wanted --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release
     ;;
 native)
-    RUSTFLAGS="-Ctarget-feature=+crt-static -Cforce-unwind-tables=no" cargo build --locked --release $features $wanted --target-dir "${CARGO_TARGET_DIR:-target}/static"
+    RUSTFLAGS="$flags -Ctarget-feature=+crt-static" cargo build --locked --release $features $wanted --target-dir "${CARGO_TARGET_DIR:-target}/static"
     built=${CARGO_TARGET_DIR:-target}/static/release
     ;;
 debian)
     sh "$0" --tools
-    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Clink-self-contained=no -Cforce-unwind-tables=no $extra" \
+    PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags -Clink-self-contained=no $extra" \
         "$venv/bin/cargo-zigbuild" zigbuild --locked --release $features $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release
     ;;
