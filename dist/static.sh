@@ -78,8 +78,13 @@ way=$(way) || {
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 [ "$epoch" -le "$(date +%s)" ] || epoch=0
 export CTRL_EXEC_BUILD_EPOCH="$epoch"
-# No path of the machine that builds: it would cost space, and two machines would make two different files.
-flags="-Cforce-unwind-tables=no --remap-path-prefix=${CARGO_HOME:-${HOME:-/root}/.cargo}/registry/src/="
+# No path of the machine that builds: it would cost space, and two machines would make two different files. Where the sources of crates lie
+# is known when they are there.
+PATH="$PATH:/usr/bin" cargo fetch --quiet --locked
+flags="-Cforce-unwind-tables=no"
+for sources in "${CARGO_HOME:-${HOME:-/root}/.cargo}"/registry/src/*/; do
+    flags="$flags --remap-path-prefix=$sources="
+done
 extra=
 case $arch in
 # Where musl once had a time of 32 bits, it is told to use the one of 64: certificates do not end in 2038.
