@@ -108,7 +108,7 @@ mod tests {
     fn values_are_escaped_and_nothing_else_is() {
         let labels = |names: &[&str], values: &[&str]| {
             let mut text = String::new();
-            super::labels(names, values, &mut text);
+            labels(names, values, &mut text);
             text
         };
         let text = labels(&["a", "b"], &["x\\y\"z\n\u{e4}\t", "plain"]);
