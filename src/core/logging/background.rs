@@ -86,9 +86,7 @@ impl Shared {
             std::thread::sleep(GATHER);
             std::mem::swap(&mut taken, &mut self.queue().lines);
             let count = taken.ends.len();
-            taken
-                .iter()
-                .for_each(|(level, line)| logger.write(level, line));
+            logger.write_all(taken.iter());
             taken.clear();
             self.queue().written += count as u64;
             self.written.notify_all();

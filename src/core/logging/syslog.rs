@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,6 +10,7 @@ use ::syslog::{Facility, Severity};
 
 use super::{Sink, is_ours};
 use crate::core::clock;
+use crate::core::sys::datagrams;
 
 /// Writes each line at once, to wherever lines go.
 pub(super) struct Logger {
@@ -44,6 +46,42 @@ impl Logger {
     }
 }
 
+impl Logger {
+    /// Writes lines at once, with as few calls as possible.
+    pub(super) fn write_all<'a>(&self, lines: impl Iterator<Item = (log::Level, &'a str)>) {
+        let Sink::Syslog(path) = &self.sink else {
+            return lines.for_each(|(level, line)| self.write(level, line));
+        };
+        let mut state = self.syslog.lock().unwrap_or_else(|e| e.into_inner());
+        let mut waiting = Vec::with_capacity(BATCH);
+        for line in lines {
+            waiting.push(line);
+            if waiting.len() == BATCH {
+                self.write_some(&mut state, path, &mut waiting);
+            }
+        }
+        self.write_some(&mut state, path, &mut waiting);
+    }
+
+    fn write_some(
+        &self,
+        state: &mut SyslogState,
+        path: &Path,
+        lines: &mut Vec<(log::Level, &str)>,
+    ) {
+        let sent = state.send_at_once(self.ident, lines);
+        // What was not taken has the patience and the second attempt of a single line.
+        for (level, line) in lines.drain(..).skip(sent) {
+            if !state.send(path, self.ident, level, line) {
+                crate::core::terminal::stderr_line(&format!("{}: {line}", self.ident));
+            }
+        }
+    }
+}
+
+/// Lines that are sent with one call.
+const BATCH: usize = 32;
+
 /// A socket is opened anew after an error, at most once a second, and what was lost in between is counted and told.
 #[derive(Default)]
 struct SyslogState {
@@ -59,8 +97,27 @@ struct SyslogState {
 /// several lines for each request.
 #[derive(Default)]
 struct Head {
-    made_for: Option<(u64, log::Level, u32)>,
+    made_for: Option<(Moment, log::Level)>,
     text: String,
+}
+
+/// When a line is written, and by which process.
+#[derive(Clone, Copy, Eq, PartialEq)]
+struct Moment {
+    second: u64,
+    pid: u32,
+}
+
+impl Moment {
+    /// `None`: it cannot be told what time it is.
+    fn now() -> Option<Self> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        Some(Self {
+            second: since.as_secs(),
+            // The executor forks: a child has another number than the one that has made the head.
+            pid: std::process::id(),
+        })
+    }
 }
 
 const MONTHS: [&str; 12] = [
@@ -68,12 +125,10 @@ const MONTHS: [&str; 12] = [
 ];
 
 impl Head {
-    /// `None`: it cannot be told what time it is. The time is UTC; the daemon that takes the line knows its own.
-    fn of(&mut self, ident: &str, level: log::Level) -> Option<&str> {
-        // The executor forks: a child has another number than the one that has made the head.
-        let pid = std::process::id();
-        let second = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
-        let wanted = Some((second, level, pid));
+    /// The time is UTC; the daemon that takes the line knows its own. `None`: that time is in no calendar.
+    fn of(&mut self, ident: &str, level: log::Level, moment: Moment) -> Option<&str> {
+        let Moment { second, pid } = moment;
+        let wanted = Some((moment, level));
         if self.made_for != wanted {
             let severity = match level {
                 log::Level::Error => Severity::LOG_ERR,
@@ -115,7 +170,7 @@ impl log::Log for Logger {
 }
 
 impl SyslogState {
-    fn send(&mut self, path: &std::path::Path, ident: &str, level: log::Level, line: &str) -> bool {
+    fn send(&mut self, path: &Path, ident: &str, level: log::Level, line: &str) -> bool {
         for _ in 0..2 {
             let fresh = self.socket.is_none();
             if fresh {
@@ -154,8 +209,28 @@ impl SyslogState {
         false
     }
 
+    /// Number of lines, from the first, that the daemon has taken.
+    fn send_at_once(&mut self, ident: &str, lines: &[(log::Level, &str)]) -> usize {
+        let (Some(socket), Some(now)) = (&self.socket, Moment::now()) else {
+            return 0;
+        };
+        self.datagram.clear();
+        let mut pieces = Vec::with_capacity(lines.len());
+        for (level, line) in lines {
+            let Some(head) = self.head.of(ident, *level, now) else {
+                return 0;
+            };
+            let start = self.datagram.len();
+            self.datagram.push_str(head);
+            self.datagram.push_str(line);
+            pieces.push(start..self.datagram.len());
+        }
+        datagrams::send(socket, self.datagram.as_bytes(), &pieces).unwrap_or(0)
+    }
+
     fn send_once(&mut self, ident: &str, level: log::Level, line: &str) -> bool {
-        let (Some(socket), Some(head)) = (&self.socket, self.head.of(ident, level)) else {
+        let head = Moment::now().and_then(|now| self.head.of(ident, level, now));
+        let (Some(socket), Some(head)) = (&self.socket, head) else {
             return false;
         };
         self.datagram.clear();
@@ -199,7 +274,8 @@ mod tests {
     #[test]
     fn the_head_of_a_line_tells_its_urgency_process_and_second() {
         let mut head = Head::default();
-        let mut of = |level| head.of("t", level).unwrap().to_owned();
+        let now = Moment::now().unwrap();
+        let mut of = |level| head.of("t", level, now).unwrap().to_owned();
         let end = format!(" t[{}]: ", std::process::id());
         for (level, begin) in [
             (log::Level::Info, "<30>"),
@@ -210,8 +286,11 @@ mod tests {
             let said = of(level);
             assert!(said.starts_with(begin) && said.ends_with(&end), "{said}");
         }
-        head.made_for = Some((1, log::Level::Info, std::process::id()));
         head.text = "old".to_owned();
-        assert_ne!(head.of("t", log::Level::Info), Some("old"));
+        head.made_for = Some((now, log::Level::Info));
+        assert_eq!(head.of("t", log::Level::Info, now), Some("old"));
+        let then = Moment { second: 1, ..now };
+        let said = head.of("t", log::Level::Info, then).unwrap();
+        assert!(said.starts_with("<30>Jan  1 00:00:01 t["), "{said}");
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod arena;
 pub mod creds;
+pub mod datagrams;
 pub mod fork;
 pub mod inherited;
 pub mod landlock;
