@@ -711,6 +711,10 @@ fn packages_and_obstacles_are_respected_and_named() {
     );
     root.exactly(&["uninstall"]);
     assert_eq!(root.read("usr/bin/ctrl-exec-agent"), "#!/usr/bin/perl\n");
+    root.run(&["uninstall", "--purge"])
+        .expect_code(1)
+        .err_has("by the package 'ctrl-exec-agent'");
+    assert!(root.path("etc/ctrl-exec-agent/agent.toml").is_file());
 
     // A link that leads out of the root.
     let out = Root::new(System::Debian);

@@ -113,6 +113,16 @@ pub(super) fn uninstall(context: &Context, args: Vec<String>) -> Result<Exit, Ap
         cli::parse(COMMAND, &words.for_argh(&["role", "purge", "dry-run"]).0)?;
     let wanted = args.role.as_deref().map(roles).transpose()?;
     let (world, facts) = look(context, None, args.dry_run)?;
+    // Whoever was installed by packages goes with them.
+    if let (true, true, Some(package)) = (
+        args.purge,
+        facts.manifest.roles.is_empty(),
+        facts.owned.values().next(),
+    ) {
+        return Err(AppError::failed(format!(
+            "nothing was installed by this program here, but by the package '{package}': purge that. Nothing has been changed"
+        )));
+    }
     let plan = removal::plan(&facts, wanted, args.purge);
     carry_out(&world, &facts, &plan, args.dry_run)
 }

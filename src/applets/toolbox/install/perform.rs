@@ -60,12 +60,7 @@ pub(super) fn perform(world: &World, system: System, step: &Step) -> Result<(), 
                 accounts::without(text, name)
             })
         }
-        Step::Folder { path, mode, owner } => {
-            let full = world.at(path)?;
-            parents(&full)?;
-            durable::create_dir(&full, *mode)?;
-            own(world, &full, Some(*mode), *owner)
-        }
+        Step::Folder { path, mode, owner } => folder(world, &world.at(path)?, *mode, *owner),
         Step::Own { path, mode, owner } => own(world, &world.at(path)?, Some(*mode), *owner),
         Step::OwnFiles { files, owner, .. } => {
             for file in files {
@@ -170,6 +165,20 @@ fn put(world: &World, path: &Path, bytes: &[u8], mode: u32, owner: Who) -> Resul
     durable::remove_leftovers(&full)?;
     durable::prepare(&full, bytes, mode, owner)?.commit()?;
     Ok(())
+}
+
+/// It appears with its owner and mode: nobody can tell later which of those an interruption has left out.
+fn folder(world: &World, path: &Path, mode: u32, owner: Who) -> Result<(), Failure> {
+    parents(path)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.new"));
+    let failed = |e| Failure::io("create", path)(e);
+    match fs::remove_dir(&beside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => fs::create_dir(&beside).map_err(failed)?,
+    }
+    own(world, &beside, Some(mode), owner)?;
+    fs::rename(&beside, path).map_err(failed)
 }
 
 /// Directories that have no row of their own: `/usr/sbin` in an image that has none yet.

@@ -252,8 +252,12 @@ impl Planner<'_> {
         entry: &Entry,
         text: &'static str,
     ) -> Result<(), Refusal> {
-        // Done and gone: it removes itself.
-        if path == Path::new(table::FIREWALL) && self.manifest.made.contains(table::FIREWALL) {
+        // Done and gone: it removes itself. Unless it was only about to be done.
+        let once = path == Path::new(table::FIREWALL);
+        if once
+            && self.manifest.made.contains(table::FIREWALL)
+            && !self.facts.manifest.pending.contains(table::FIREWALL)
+        {
             return Ok(());
         }
         let wanted = crate::core::types::sha256(&[text.as_bytes()]);
@@ -276,7 +280,6 @@ impl Planner<'_> {
             _ => self.replace(row, &path, entry)?,
         }
         self.reload |= self.facts.init == Init::Systemd;
-        let once = path == Path::new(table::FIREWALL);
         let name = path.display().to_string();
         self.steps.push(Step::Write {
             path,

@@ -15,6 +15,10 @@ impl Planner<'_> {
     pub(super) fn services(&mut self) -> Result<BTreeSet<String>, Refusal> {
         let facts = self.facts;
         let mut pending = BTreeSet::new();
+        let firewall = |step: &Step| matches!(step, Step::Write { path, .. } if path == Path::new(table::FIREWALL));
+        if self.steps.iter().any(firewall) {
+            pending.insert(table::FIREWALL.to_owned());
+        }
         let mut last = Vec::new();
         let mut enabled = Vec::new();
         let interrupted = facts.init == Init::Systemd && !facts.manifest.pending.is_empty();
