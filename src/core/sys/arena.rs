@@ -153,7 +153,8 @@ mod tests {
                 let byte = u8::try_from(n % 251).unwrap();
                 all.push(vec![byte; n % 400].into_boxed_slice());
                 grown.push(byte);
-                assert!(vec![0_u8; 64].iter().all(|b| *b == 0));
+                let zeroed = vec![0_u8; 64].into_boxed_slice();
+                assert!(zeroed.iter().all(|b| *b == 0));
             }
             for (n, block) in all.iter().enumerate() {
                 let byte = u8::try_from(n % 251).unwrap();
