@@ -4,7 +4,7 @@
 set -eu
 binary=$1
 # Of 4 MiB for the whole product; what renewal, rotation, revocation, CA changes, locks and runs have cost stands in docs/dependencies.md.
-size_bound=$((4224 * 1024))
+size_bound=$((4288 * 1024))
 pss_bound=4096
 executor_bound=1024
 broken=no

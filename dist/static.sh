@@ -87,8 +87,6 @@ for sources in "${CARGO_HOME:-${HOME:-/root}/.cargo}"/registry/src/*/; do
 done
 extra=
 case $arch in
-# What LLVM does by itself for size on the other machines: it takes sequences that stand in many places out into functions (150 KiB).
-x86_64) extra="-Cllvm-args=-enable-machine-outliner=always" ;;
 # Where musl once had a time of 32 bits, it is told to use the one of 64: certificates do not end in 2038.
 armv7) export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1 ;;
 # The compiler's idea of this target is dynamic. 24Kc: no floating point unit.
