@@ -40,6 +40,8 @@ if [ -f /etc/alpine-release ]; then
     want ip iproute2
     want file file
     want setpriv setpriv
+    want bash bash
+    want groff groff
     want prlimit util-linux-misc
     want bwrap bubblewrap
     [ -z "$missing" ] || run_as_root "apk add --no-cache$missing"
@@ -54,6 +56,8 @@ elif [ -f /etc/debian_version ]; then
     want file file
     want unshare util-linux
     want setpriv util-linux
+    # Who reads the manual pages.
+    want groff groff-base
     want bwrap bubblewrap
     [ "$have_rust" = yes ] || missing="$missing rustc-web cargo-web"
     # Only this way keeps the bounds of size.sh; whoever is not root builds with what is there.
