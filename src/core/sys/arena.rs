@@ -21,7 +21,7 @@ const LARGEST: usize = 16 * 1024;
 /// Every block begins at a multiple of it, and takes one.
 const ALIGN: usize = 16;
 /// What a usual run takes; these pages are made at once.
-const USUAL: usize = 64 * 1024;
+const USUAL: usize = 40 * 1024;
 /// [`NEXT`] in a process that has not begun.
 const NEVER: usize = usize::MAX;
 

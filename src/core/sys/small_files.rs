@@ -6,12 +6,11 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::buffer::spare_capacity;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{Errno, read as read_some, retry_on_intr};
+use rustix::io::{read as read_some, retry_on_intr};
 use rustix::path::Arg;
 
-/// Room for the first piece, in bytes: more than nearly all of these files have.
+/// Room for a piece, in bytes: more than nearly all of these files have.
 const FIRST: usize = 4096;
 
 /// Reads a file as text; bytes that are none become replacement characters.
@@ -51,14 +50,23 @@ pub fn bytes(directory: BorrowedFd<'_>, path: impl Arg, most: usize) -> io::Resu
 /// # Errors
 /// As [`bytes`].
 pub fn rest_of(file: impl AsFd, most: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(FIRST);
+    // Not on the heap: a block of that size would be a page of its own, new each time.
+    let mut first = [0; FIRST];
+    let mut bytes = Vec::new();
     loop {
-        match retry_on_intr(|| read_some(&file, spare_capacity(&mut bytes))) {
-            Ok(0) => return Ok(bytes),
-            Ok(_) if bytes.len() > most => return Err(io::ErrorKind::FileTooLarge.into()),
-            Ok(_) if bytes.len() == bytes.capacity() => bytes.reserve(FIRST),
-            Ok(_) => {}
-            Err(errno) => return Err(Errno::into(errno)),
+        let mut got = 0;
+        while let Some(room @ [_, ..]) = first.get_mut(got..) {
+            match retry_on_intr(|| read_some(&file, &mut *room))? {
+                0 => break,
+                n => got += n,
+            }
+        }
+        bytes.extend_from_slice(first.get(..got).unwrap_or_default());
+        if bytes.len() > most {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if got < FIRST {
+            return Ok(bytes);
         }
     }
 }
