@@ -281,7 +281,7 @@ fn has_an_agent(root: &Root, system: System) {
         "root:ctrl-exec-agent",
         0o640,
     );
-    root.has("opt/ctrl-exec-scripts", "root:ctrl-exec-agent", 0o750);
+    root.has("opt/ctrl-exec-scripts", "root:ctrl-exec-agent", 0o755);
     let state = match system {
         System::OpenWrt => "etc/ctrl-exec-agent/state",
         _ => "var/lib/ctrl-exec-agent",

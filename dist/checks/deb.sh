@@ -82,7 +82,7 @@ layout() {
     is /etc/ctrl-exec-agent root:ctrl-exec-agent 750
     is /var/lib/ctrl-exec-agent ctrl-exec-agent:ctrl-exec-agent 750
     is /var/lib/ctrl-exec-agent/runs ctrl-exec-agent:ctrl-exec-agent 750
-    is /opt/ctrl-exec-scripts root:ctrl-exec-agent 750
+    is /opt/ctrl-exec-scripts root:ctrl-exec-agent 755
     is /etc/ctrl-exec root:ctrl-exec 2750
     is /var/lib/ctrl-exec root:ctrl-exec 2770
     for name in agents locks runs; do is /var/lib/ctrl-exec/$name root:ctrl-exec 2770; done

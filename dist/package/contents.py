@@ -133,7 +133,7 @@ DIRECTORIES = (
     Directory("agent", "var/lib/ctrl-exec-agent/runs", 0o750, "ctrl-exec-agent", "ctrl-exec-agent", _DURABLE),
     # /var is a RAM disk there.
     Directory("agent", "etc/ctrl-exec-agent/state", 0o750, "ctrl-exec-agent", "ctrl-exec-agent", (OPENWRT,)),
-    Directory("agent", "opt/ctrl-exec-scripts", 0o750, "root", "ctrl-exec-agent"),
+    Directory("agent", "opt/ctrl-exec-scripts", 0o755, "root", "ctrl-exec-agent"),
     # The set-gid bit gives to the group what root writes, so that the API can read it.
     Directory("dispatcher", "etc/ctrl-exec", 0o2750, "root", "ctrl-exec"),
     Directory("dispatcher", "var/lib/ctrl-exec", 0o2770, "root", "ctrl-exec", _DURABLE),

@@ -290,7 +290,8 @@ pub(super) static TABLE: &[Row] = &[
     folder(AGENT, Place::Of(Paths::agent_etc), 0o750, FOR_AGENT),
     folder(AGENT, Place::Of(Paths::agent_state), 0o750, OF_AGENT),
     folder(AGENT, Place::Of(Paths::async_runs_dir), 0o750, OF_AGENT),
-    row(AGENT, Place::At(SCRIPTS), Kind::Folder { exact: false }, 0o750, FOR_AGENT),
+    // Open for reading: a script that runs as nobody, which is what the seed says, must get there.
+    row(AGENT, Place::At(SCRIPTS), Kind::Folder { exact: false }, 0o755, FOR_AGENT),
 
     mend(SENDING, "/etc/ctrl-exec/ctrl-exec.toml", 0o640, FOR_DISPATCHER),
     mend(SENDING, "/etc/ctrl-exec/ctrl-exec.conf", 0o640, FOR_DISPATCHER),
