@@ -82,21 +82,26 @@ fuzz: deps
 api-fuzz: static
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/api-fuzz.sh
 
-# Service files; dist/checks/ has a program for each part, which can be run alone.
-dist-check: static
-	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh
-
-dist-check-full: static
-	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh --full
-
 # Manual pages and shell completions, of what the programs say of themselves.
 manual:
 	$(CARGO) run --quiet --locked --example manual -- target/dist/share
 
-# From the binaries in target/dist; docs/packages.md says what is made, and how it is signed.
-dist: static
+# Packages of every binary that is offered, or (PARTIAL=1) of those that are there; docs/packages.md says what is made, and how it is signed.
+dist: manual
+	$(MAKE) $(if $(PARTIAL),static,static-all)
 	sh dist/package/deps.sh
 	CARGO=$(CARGO) python3 dist/package/main.py $(if $(PARTIAL),--partial)
+
+# Service files and packages, as root; dist/checks/ has a program for each part, which can be run alone.
+dist-check:
+	$(MAKE) dist PARTIAL=1
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh
+	sh dist/checks/artefacts.sh
+
+dist-check-full: dist arch-check
+	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh --full
+	sh dist/checks/artefacts.sh
+	sh dist/checks/deb.sh
 
 ci:
 	bash .ci/run

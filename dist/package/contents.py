@@ -35,7 +35,7 @@ def _link(part, path, target, *platforms):
 
 
 # The same texts as `ctrl-exec install` has.
-SEEDS = "dist/package/seeds"
+SEEDS = "src/applets/toolbox/install/seeds"
 
 ROWS = (
     _file("base", "usr/bin/ctrl-exec", BINARY, mode=0o755),

@@ -117,7 +117,7 @@ class Recipes(unittest.TestCase):
             for target, _ in seeds:
                 path = pathlib.Path(root) / "etc" / target
                 path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / "dist/package/seeds" / path.name, path)
+                shutil.copy(ROOT / "src/applets/toolbox/install/seeds" / path.name, path)
             for target, which in seeds:
                 run = subprocess.run([binary, "--root", root, "config", "check", which], capture_output=True, text=True)
                 self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
