@@ -25,7 +25,7 @@ mipsel) qemu=qemu-mipsel-static head='\x01\x01\x01' machine='\x08' ;;
 esac
 
 if ! command -v "$qemu" >/dev/null 2>&1; then
-    [ -f /etc/debian_version ] && [ "$(id -u)" = 0 ] || complain "$qemu is missing (Debian: qemu-user-static)"
+    if [ ! -f /etc/debian_version ] || [ "$(id -u)" != 0 ]; then complain "$qemu is missing (Debian: qemu-user-static)"; fi
     apt-get update -q >/dev/null
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends qemu-user-static >/dev/null
 fi
@@ -143,6 +143,7 @@ smoke() { # profile
     ln -s "$PWD/$agent_binary" "$work/bin/ctrl-exec-exec"
     ln -s "$PWD/$agent_binary" "$work/bin/ctrl-exec"
     port=$(free_port) pairing=$(free_port)
+    # shellcheck disable=SC2016
     printf '#!/bin/sh\necho "greetings to $1"\n' >"$work/scripts/greet"
     printf '#!/bin/sh\necho to stderr >&2\nexit 3\n' >"$work/scripts/fail"
     printf '#!/bin/sh\nsleep 2\necho "rested"\n' >"$work/scripts/rest"
