@@ -96,7 +96,7 @@ class Recipes(unittest.TestCase):
                 archive.extractall(top)
             tree = top / "tree"
             tree.mkdir()
-            for name in ("dist", "openrc", "docs", "CHANGELOG.md"):
+            for name in ("dist", "openrc", "docs", "src", "CHANGELOG.md"):
                 (tree / name).symlink_to(ROOT / name)
             (tree / "target/release").mkdir(parents=True)
             (tree / "target/release/ctrl-exec").write_bytes(data["usr/bin/ctrl-exec"][4])
