@@ -88,7 +88,11 @@ done
 extra=
 case $arch in
 # Where musl once had a time of 32 bits, it is told to use the one of 64: certificates do not end in 2038.
-armv7) export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1 ;;
+armv7)
+    export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
+    # Every ARMv7 has Thumb-2, which says the same in fewer bytes.
+    extra=-Ctarget-feature=+thumb-mode
+    ;;
 # The compiler's idea of this target is dynamic. 24Kc: no floating point unit.
 mipsel)
     export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
