@@ -78,11 +78,11 @@ new=$(cd "$root" && find new -name '*.deb' | sort | sed 's,^,/,')
 [ "$(echo "$new" | wc -l)" = 3 ] || fail "three packages for $host should be in $packages"
 snapshot >"$work/before"
 
-layout() {
+layout() { # mode of the folder of scripts: that of a host of 0.12.3 stays
     is /etc/ctrl-exec-agent root:ctrl-exec-agent 750
     is /var/lib/ctrl-exec-agent ctrl-exec-agent:ctrl-exec-agent 750
     is /var/lib/ctrl-exec-agent/runs ctrl-exec-agent:ctrl-exec-agent 750
-    is /opt/ctrl-exec-scripts root:ctrl-exec-agent 755
+    is /opt/ctrl-exec-scripts root:ctrl-exec-agent "${1:-755}"
     is /etc/ctrl-exec root:ctrl-exec 2750
     is /var/lib/ctrl-exec root:ctrl-exec 2770
     for name in agents locks runs; do is /var/lib/ctrl-exec/$name root:ctrl-exec 2770; done
@@ -263,7 +263,7 @@ ok
 [ "$(restarts)" = "ctrl-exec-exec ctrl-exec-agent ctrl-exec-api " ] || { cat "$work/log" >&2; fail "restarted: $(restarts)"; }
 grep -q 'restarted ctrl-exec-agent to apply the upgrade' "$work/log" || fail "nothing is said about the restart"
 accounts
-layout
+layout 750
 is /etc/ctrl-exec/ctrl-exec.key ctrl-exec:ctrl-exec 600
 is /etc/ctrl-exec/ca.key root:root 600
 is /etc/ctrl-exec-agent/agent.key root:ctrl-exec-agent 640
@@ -290,7 +290,7 @@ ok
 # shellcheck disable=SC2086
 inside apt-get install -y -q $new >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "apt-get install over 0.12.3"; }
 contents | diff "$work/data" - || fail "the upgrade by apt has changed data of the host"
-layout
+layout 750
 
 say "upgrade with a configuration that this version refuses: the old processes keep running"
 rm -f "$root/tmp/systemctl.log"
@@ -317,7 +317,7 @@ is /tmp/victim root:root 700
 [ "$(grep -c 'is a link, or no directory' "$work/log")" = 2 ] || { cat "$work/log" >&2; fail "it does not say what it has left alone"; }
 rm "$root/var/lib/ctrl-exec/locks" "$root/var/lib/ctrl-exec-agent/runs"
 dpkg_all >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "dpkg -i"; }
-layout
+layout 750
 
 say "an installation from before 0.9.0: one trusted serial becomes a map"
 rm "$root/var/lib/ctrl-exec-agent/ctrl-exec-dispatchers"

@@ -115,15 +115,19 @@ OPTIONAL = frozenset(row.source for row in DOCUMENTS)
 
 
 class Directory:
-    """A directory that the package scripts create (an image has it in its layer): never in the file list of a package."""
+    """A directory that the package scripts create (an image has it in its layer): never in the file list of a package.
 
-    def __init__(self, part, path, mode, user, group, platforms=EVERYWHERE):
+    once: if it is there, its owner and mode are the administrator's.
+    """
+
+    def __init__(self, part, path, mode, user, group, platforms=EVERYWHERE, once=False):
         self.part = part
         self.path = path
         self.mode = mode
         self.user = user
         self.group = group
         self.platforms = frozenset(platforms)
+        self.once = once
 
 
 _DURABLE = (DEBIAN, ALPINE, IMAGE)
@@ -133,7 +137,8 @@ DIRECTORIES = (
     Directory("agent", "var/lib/ctrl-exec-agent/runs", 0o750, "ctrl-exec-agent", "ctrl-exec-agent", _DURABLE),
     # /var is a RAM disk there.
     Directory("agent", "etc/ctrl-exec-agent/state", 0o750, "ctrl-exec-agent", "ctrl-exec-agent", (OPENWRT,)),
-    Directory("agent", "opt/ctrl-exec-scripts", 0o755, "root", "ctrl-exec-agent"),
+    # Open for reading: a script that runs as nobody, which is what the first configuration says, must get there.
+    Directory("agent", "opt/ctrl-exec-scripts", 0o755, "root", "ctrl-exec-agent", once=True),
     # The set-gid bit gives to the group what root writes, so that the API can read it.
     Directory("dispatcher", "etc/ctrl-exec", 0o2750, "root", "ctrl-exec"),
     Directory("dispatcher", "var/lib/ctrl-exec", 0o2770, "root", "ctrl-exec", _DURABLE),

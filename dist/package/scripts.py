@@ -13,7 +13,8 @@ def expand(release, folder, name, platform, parts, values=None):
         elif line == "#DIRECTORIES":
             for d in contents.directories(platform, parts):
                 # Five digits: with fewer, GNU programs leave an inherited set-gid bit alone.
-                lines.append(f"directory {d.mode:05o} {d.user} {d.group} /{d.path}")
+                unless = f'[ -d "${{root:-}}/{d.path}" ] || ' if d.once else ""
+                lines.append(f"{unless}directory {d.mode:05o} {d.user} {d.group} /{d.path}")
         elif line == "#SEEDS":
             for _, example, target, mode, group, original in contents.seeds(parts):
                 lines.append(f"seed {example} /{target} {mode:04o} {group} /{original}")

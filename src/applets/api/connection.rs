@@ -31,7 +31,7 @@ use crate::core::stream::unboxed;
 
 /// How long HTTP stays set up when there is nothing to do for it: a client that asks again when it has its answer does so sooner, and of many
 /// connections that have asked once few have it at the same time.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(5);
 /// How long a peer may go on sending what nobody reads, so that it sees our answer before its connection is reset.
 const LINGER: Duration = Duration::from_secs(2);
 
