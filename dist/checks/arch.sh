@@ -203,6 +203,8 @@ smoke() { # profile
         kill "$serving"
         wait "$serving" || true
         cp "$work/direct.toml" "$etc/agent.toml"
+        # What is waited for below shall not be what the first one has said.
+        rm "$work/agent.log"
         background "$work/agent.log" agent cea serve
         until_true "the agent" "$work/agent.log" grep -q ACTION=start "$work/agent.log"
         patient dispatcher ced run smoke-agent greet -- "two words" >"$work/said" 2>&1 || true
