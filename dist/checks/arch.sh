@@ -23,6 +23,8 @@ armv7) qemu=qemu-arm-static head='\x01\x01\x01' machine='\x28' ;;
 mipsel) qemu=qemu-mipsel-static head='\x01\x01\x01' machine='\x08' ;;
 *) complain "'$arch' is no architecture that is built here: use aarch64, armv7 or mipsel" ;;
 esac
+# The processor of most routers, which has no floating point unit and stops at what it does not know.
+[ "$arch" != mipsel ] || export QEMU_CPU=24Kc
 
 if ! command -v "$qemu" >/dev/null 2>&1; then
     if [ ! -f /etc/debian_version ] || [ "$(id -u)" != 0 ]; then complain "$qemu is missing (Debian: qemu-user-static)"; fi
@@ -59,8 +61,9 @@ register() {
     [ -f $folder/register ] || mount -t binfmt_misc binfmt_misc $folder 2>/dev/null || return 1
     name=ctrl-exec-check-$arch-$$
     zeros='\x00\x00\x00\x00\x00\x00\x00\x00'
+    # Two bytes are passed over: the system (Linux or none) and the version of its ABI, by which MIPS tells about floating point.
     # F: QEMU is opened now, so that it is found in every chroot; P: it hears what name a program was called by.
-    printf '%s' ":$name:M::\\x7fELF$head\\x00$zeros\\x02\\x00$machine\\x00:\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\x00\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xfe\\xff\\xff\\xff:$qemu:PF" >$folder/register || return 1
+    printf '%s' ":$name:M::\\x7fELF$head\\x00$zeros\\x02\\x00$machine\\x00:\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\x00\\x00\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xfe\\xff\\xff\\xff:$qemu:PF" >$folder/register || return 1
     entry=$folder/$name
 }
 

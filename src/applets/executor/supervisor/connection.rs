@@ -132,10 +132,11 @@ pub(super) fn has_gone(fd: impl AsFd) -> bool {
 }
 
 pub(super) fn timespec(wait: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: wait.subsec_nanos().into(),
-    }
+    // How wide its fields are depends on the machine. What does not fit is for ever.
+    Timespec::try_from(wait).unwrap_or(Timespec {
+        tv_sec: i64::MAX,
+        tv_nsec: 0,
+    })
 }
 
 #[cfg(test)]
