@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -32,6 +32,8 @@ pub(super) struct House {
     pub(super) router: axum::Router,
     pub(super) children: Children,
     pub(super) stop: watch::Receiver<bool>,
+    /// Told of every connection that has ended.
+    pub(super) work: Arc<Notify>,
     /// Held by every task; when all are gone, the last request is answered.
     pub(super) _presence: mpsc::Sender<()>,
 }
@@ -54,7 +56,12 @@ pub(super) async fn accept_loop(listener: TcpListener, house: House) {
             Ok((stream, address)) => {
                 let address = address.ip().to_canonical();
                 if may_enter(&house.agent, address) {
-                    task::spawn(receive(house.clone(), stream, address, handshakes.enter()));
+                    let work = house.work.clone();
+                    let served = receive(house.clone(), stream, address, handshakes.enter());
+                    task::spawn(async move {
+                        served.await;
+                        work.notify_one();
+                    });
                 }
             }
             Err(error) => {

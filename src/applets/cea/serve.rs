@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::applets::cea::connection::Children;
@@ -26,6 +26,8 @@ use crate::core::{listen, serving, sys};
 /// How long requests in flight are waited for after SIGTERM. Scripts whose requests are not answered by then run on.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
+/// After so long without a connection that has ended, code is given back.
+const QUIET: Duration = Duration::from_millis(250);
 /// A connection, three pipes, a process handle, and one to spare.
 const FILES_OF_A_RUN: usize = 6;
 const FILES_BESIDES: usize = 256;
@@ -70,8 +72,6 @@ async fn run(context: &Context, files: &Files) -> Result<Exit, AppError> {
     complain!("listening on {}", daemon.address);
     let manager = context.var("NOTIFY_SOCKET");
     notify::tell(manager, "READY=1");
-    // Reading configuration and keys has touched far more code than waiting for requests will.
-    ColdCode::of_this_program().forget();
     daemon.serve(signals.until_told_to_stop(&agent)).await;
     Ok(Exit::Success)
 }
@@ -111,23 +111,37 @@ impl Daemon {
     pub(super) async fn serve(self, until: impl Future<Output = ()>) {
         let (stop, stopping) = watch::channel(false);
         let (presence, mut all_gone) = mpsc::channel(1);
+        let work = Arc::new(Notify::new());
         let house = House {
             router: handlers::router(self.agent.clone()),
             agent: self.agent.clone(),
             children: Children::default(),
             stop: stopping,
+            work: work.clone(),
             _presence: presence,
         };
         let caretaker = task::spawn(jobs::look_after(self.agent.clone()));
+        let thrift = task::spawn(give_back_code(work));
         tokio::select! {
             () = listener::accept_loop(self.listener, house) => {}
             () = until => {}
         }
         notify::tell(self.agent.context.var("NOTIFY_SOCKET"), "STOPPING=1");
         caretaker.abort();
+        thrift.abort();
         let _ = stop.send(true);
         // Every connection holds a sender; the channel ends with the last of them.
         let _ = timeout(STOP_GRACE, all_gone.recv()).await;
+    }
+}
+
+/// Gives back the code that only the start, or serving, needs, whenever nobody has been served for a while: waiting touches little of it.
+async fn give_back_code(work: Arc<Notify>) {
+    let cold_code = ColdCode::of_this_program();
+    loop {
+        cold_code.forget();
+        work.notified().await;
+        while timeout(QUIET, work.notified()).await.is_ok() {}
     }
 }
 
