@@ -190,11 +190,11 @@ class OpenWrt(unittest.TestCase):
                       [hashlib.sha256((BINARIES / f"ctrl-exec-{a}{suffix}").read_bytes()).hexdigest() for a in built(suffix)])
 
     def test_the_router_package_is_small(self):
-        """Flash is what such hosts have least of. opkg unpacks gzip and nothing else, which makes 55 % of the executable, where xz would make 40 %."""
+        """Flash is what such hosts have least of: 1 MiB. docs/architectures.md says which builds do not keep that yet."""
         found = [p for p in artefacts("openwrt/*/*") if p.name.startswith(("ctrl-exec-agent_", "ctrl-exec-agent-")) and p.parent.name.startswith(("arm_", "mipsel_"))]
         self.assertEqual(bool(found), "armv7" in built("-router") or "mipsel" in built("-router"))
         for path in found:
-            self.assertLessEqual(path.stat().st_size, 1400 * 1024, path.name)
+            self.assertLessEqual(path.stat().st_size, 1024 * 1024, path.name)
 
     def test_apk_of_the_third_version(self):
         for path in artefacts("openwrt/*/*.apk"):
