@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
 
+use crate::api::client::read;
 use crate::common::{PATIENCE, Paired};
 use crate::precise;
 
@@ -137,7 +138,7 @@ impl Session {
         let mut answer = Vec::new();
         let mut buffer = [0; 2048];
         loop {
-            let n = self.0.read(&mut buffer).unwrap();
+            let n = read(&mut self.0, &mut buffer);
             answer.extend_from_slice(&buffer[..n]);
             // The body is one object of known fields that ends the answer.
             if answer.ends_with(b"}") {

@@ -1,6 +1,6 @@
 //! A server that gives recorded answers, one per connection, and keeps what it was asked.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -216,6 +216,7 @@ fn read_request(stream: &mut impl Read) -> Option<Heard> {
             while heard.body.len() < length {
                 match stream.read(&mut buffer) {
                     Ok(n) if n > 0 => heard.body.extend_from_slice(&buffer[..n]),
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
                     _ => return None,
                 }
             }
@@ -223,6 +224,7 @@ fn read_request(stream: &mut impl Read) -> Option<Heard> {
         }
         match stream.read(&mut buffer) {
             Ok(n) if n > 0 => bytes.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
             _ => return None,
         }
     }

@@ -649,6 +649,8 @@ impl Waiting {
                 Ok(0) => break,
                 Ok(n) => bytes.extend_from_slice(&buffer[..n]),
                 Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => break,
+                // A wait with a deadline is not taken up again after the whole machine was stopped for a moment.
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => panic!("no answer within {deadline:?}: {e}"),
             }
         }

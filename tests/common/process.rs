@@ -319,11 +319,12 @@ fn stream(mut from: impl Read + Send + 'static) -> Arc<Mutex<Vec<u8>>> {
     let sink = kept.clone();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
-        while let Ok(n) = from.read(&mut buffer) {
-            if n == 0 {
-                break;
+        loop {
+            match from.read(&mut buffer) {
+                Ok(n @ 1..) => sink.lock().unwrap().extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
             }
-            sink.lock().unwrap().extend_from_slice(&buffer[..n]);
         }
     });
     kept

@@ -227,6 +227,7 @@ impl Client {
         loop {
             match self.stream.read(&mut buffer) {
                 Ok(n) if n > 0 => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e)
                     if matches!(
                         e.kind(),

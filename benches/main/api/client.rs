@@ -1,6 +1,6 @@
 //! A client of plain HTTP that keeps its connection: blocking, and cheap beside any server.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use crate::common::RUN_DEADLINE;
@@ -33,7 +33,7 @@ impl Client {
     pub fn answer(&mut self) -> (usize, String) {
         let mut filled = 0;
         let (begin, length) = loop {
-            let n = self.stream.read(&mut self.buffer[filled..]).unwrap();
+            let n = read(&self.stream, &mut self.buffer[filled..]);
             filled += n;
             let said = &self.buffer[..filled];
             assert!(n > 0, "closed after {}", String::from_utf8_lossy(said));
@@ -46,7 +46,7 @@ impl Client {
             .expect("one answer for each request");
         let mut tail = begin..filled;
         while left > 0 {
-            let n = self.stream.read(&mut self.buffer).unwrap();
+            let n = read(&self.stream, &mut self.buffer);
             assert!(n > 0, "closed {left} bytes before the end");
             left -= n;
             tail = 0..n;
@@ -54,6 +54,16 @@ impl Client {
         let tail = &self.buffer[tail];
         let tail = &tail[tail.len().saturating_sub(200)..];
         (length, String::from_utf8_lossy(tail).into_owned())
+    }
+}
+
+/// Reads what is there, or waits for it. Such a wait, which has a deadline, ends early where the machine was stopped for a moment.
+pub fn read(mut from: impl Read, into: &mut [u8]) -> usize {
+    loop {
+        match from.read(into) {
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            read => return read.unwrap(),
+        }
     }
 }
 

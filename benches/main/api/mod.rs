@@ -1,7 +1,7 @@
 //! The HTTP API: requests per second beside a bare server, runs per second beside a bare loop of fork and exec, and what it holds in memory:
 //! at rest, for a thousand connections that wait, for answers that are long.
 
-mod client;
+pub mod client;
 mod memory;
 mod rates;
 pub mod stage;

@@ -126,9 +126,12 @@ fn ask(mut stream: impl Read + Write, deadline: Instant) -> io::Result<u16> {
         if Instant::now() >= deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match stream.read(&mut buffer)? {
-            0 => break,
-            count => head.extend_from_slice(&buffer[..count]),
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => head.extend_from_slice(&buffer[..count]),
+            // A wait with a deadline ends early where the process, or its machine, was stopped for a moment.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
     let line = head.split(|&b| b == b'\n').next().unwrap_or_default();
