@@ -230,14 +230,15 @@ pub fn replace(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableErro
     prepare(target, bytes, mode, Owner::default())?.commit()
 }
 
-/// Puts a new file in place: whole, or not at all. Unlike [`replace`] its name is not synced: after a power cut within the seconds that the
-/// file system takes for that, it may be as if the file had never been written. For what nobody has been promised, and what would not
-/// be missed.
+/// Puts a small new file in place. Unlike [`replace`] nothing is synced: nobody ever finds half of it, but after a power cut within the
+/// seconds that the file system takes to write it down, it may not be there, or be empty. For what nobody has been promised, and what
+/// would not be missed.
 ///
 /// # Errors
 /// Any step fails; the old file is then still there, whole.
 pub fn place(target: &Path, bytes: &[u8], mode: u32) -> Result<(), DurableError> {
-    prepare(target, bytes, mode, Owner::default())?.rename()
+    let (prepared, _) = write_beside(target, bytes, mode, Owner::default())?;
+    prepared.rename()
 }
 
 /// Like [`replace`], keeping owner and group of the file that is replaced (where there is one and we may).
