@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(plain.len(), 5);
         assert_eq!(
             plain[4],
-            "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH CAP_KILL CAP_SETGID CAP_SETUID CAP_SETPCAP CAP_NET_ADMIN CAP_SYS_ADMIN CAP_SYS_NICE CAP_SYS_RESOURCE"
+            "CapabilityBoundingSet=CAP_CHOWN CAP_DAC_READ_SEARCH CAP_KILL CAP_SETGID CAP_SETUID CAP_SETPCAP CAP_NET_ADMIN CAP_SYS_CHROOT CAP_SYS_ADMIN CAP_SYS_NICE CAP_SYS_RESOURCE"
         );
         let clock = drop_in(&config(&[
             Capability::CAP_SYS_TIME,

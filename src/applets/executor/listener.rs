@@ -102,6 +102,7 @@ impl Listener {
             let mut connection =
                 self.wait_for_work(Some(if pause { PAUSE } else { QUIET }), !pause, None);
             if connection.is_none() && !pause {
+                self.house.mounts.forget_views();
                 connection = self.wait_for_work(None, true, Some(&cold_code));
             }
             let connection = connection.unwrap_or(false);
@@ -112,6 +113,7 @@ impl Listener {
                     _ => {}
                 }
             }
+            self.house.mounts.hear_of_views();
             // Several children may have become one signal.
             self.reap();
             pause = connection && !self.accept();
@@ -128,15 +130,21 @@ impl Listener {
     ) -> Option<bool> {
         let deadline = deadline.and_then(|d| Timespec::try_from(d).ok());
         let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
-        if let Some(socket) = self.socket.as_ref().filter(|_| accepting) {
+        let socket = self.socket.as_ref().filter(|_| accepting);
+        let connections = socket.is_some();
+        if let Some(socket) = socket {
             fds.push(PollFd::new(socket, PollFlags::IN));
+        }
+        // Last, because the socket is looked for at its place.
+        if let Some(inbox) = self.house.mounts.inbox() {
+            fds.push(PollFd::from_borrowed_fd(inbox, PollFlags::IN));
         }
         if let Some(cold) = cold {
             cold.forget();
         }
         match poll(&mut fds, deadline.as_ref()) {
             Ok(0) => None,
-            Ok(_) => Some(fds.get(1).is_some_and(|fd| !fd.revents().is_empty())),
+            Ok(_) => Some(connections && fds.get(1).is_some_and(|fd| !fd.revents().is_empty())),
             Err(Errno::INTR) => Some(false),
             Err(_) => {
                 // Nothing that we can do about it; but never in a circle without a rest.
@@ -191,6 +199,7 @@ impl Listener {
         }
         if self.house.unprivileged.is_none() {
             self.house.mounts.refresh();
+            self.house.mounts.hear_of_views();
         }
         let most = self.house.policy.config.executor.max_runs;
         self.hear();
@@ -294,6 +303,7 @@ impl Listener {
                 .err();
         }
         self.house.protected = self.source.protected(&policy.config, &policy.allowlist);
+        self.house.mounts.forget_views();
         describe::log_degraded(&self.house);
     }
 
@@ -330,6 +340,7 @@ impl Listener {
                 return;
             }
             self.wait_for_work(Some(left), false, None);
+            self.house.mounts.hear_of_views();
             while signals::next_signal(&self.signals).is_some() {}
         }
     }

@@ -113,12 +113,16 @@ pub(super) fn main(context: &Context, args: Vec<String>) -> Result<Exit, AppErro
     };
     let directory = socket_path.parent().unwrap_or(Path::new("/"));
     let jobs = make_jobs(directory).map_err(failed)?;
+    let mut mounts = Mounts::default();
+    if unprivileged.is_none() {
+        mounts.keep_views();
+    }
     let house = House {
         protected: source.protected(&policy.config, &policy.allowlist),
         policy,
         features,
         hierarchy,
-        mounts: Mounts::default(),
+        mounts,
         unprivileged,
         jobs,
     };

@@ -7,7 +7,7 @@ use crate::core::config::AgentConfig;
 use crate::core::sys::creds;
 
 /// What the executor needs, whatever the profiles say.
-const OWN: [Capability; 10] = [
+const OWN: [Capability; 11] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_READ_SEARCH,
     Capability::CAP_KILL,
@@ -15,6 +15,8 @@ const OWN: [Capability; 10] = [
     Capability::CAP_SETUID,
     Capability::CAP_SETPCAP,
     Capability::CAP_NET_ADMIN,
+    // Entering a view that another run has built.
+    Capability::CAP_SYS_CHROOT,
     Capability::CAP_SYS_ADMIN,
     // Negative `nice`.
     Capability::CAP_SYS_NICE,

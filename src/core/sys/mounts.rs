@@ -64,12 +64,22 @@ pub(super) fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
+/// Gives the calling thread, with its root and working directory, a mount namespace of its own: a copy of the one that it is in. Allocates nothing.
+///
+/// # Errors
+/// Not allowed, or no memory.
+pub fn own_namespace() -> Result<(), Errno> {
+    // SAFETY: the flag concerns mounts, root and working directory; descriptors and memory stay as they are.
+    #[allow(unsafe_code)]
+    unsafe {
+        rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)
+    }
+}
+
 /// Gives the calling thread a mount namespace of its own from which nothing reaches the host, so that a test can mount as it likes.
 #[cfg(test)]
 pub fn own_namespace_for_test() {
-    // SAFETY: the flag concerns mounts, root and working directory of this thread, not its descriptors.
-    #[allow(unsafe_code)]
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+    own_namespace().unwrap();
     rustix::mount::mount_change(
         c"/",
         rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,

@@ -16,7 +16,7 @@ use super::prepare::Prepared;
 use crate::core::sys::process::{Birth, exit_now, spawn};
 
 /// What the child was doing when it failed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[repr(u8)]
 pub enum Step {
     Session = 0,
@@ -106,7 +106,7 @@ impl Step {
     ];
 
     /// For `map_err`: this step ended with that errno.
-    fn failed(self) -> impl Fn(Errno) -> StepFailed {
+    pub(super) fn failed(self) -> impl Fn(Errno) -> StepFailed {
         move |errno| StepFailed {
             step: self,
             errno: errno.raw_os_error(),

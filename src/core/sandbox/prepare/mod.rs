@@ -185,7 +185,14 @@ fn assemble(
 ) -> Result<Prepared, NotPrepared> {
     let (profile, features) = (order.profile, order.features);
     let command = command::command(&order)?;
-    let (namespaces, init) = namespaces(profile, features, report)?;
+    let (mut namespaces, init) = namespaces(profile, features, report)?;
+    if confinement
+        .view
+        .as_ref()
+        .is_some_and(|view| !view.needs_namespace())
+    {
+        namespaces &= !namespace::MOUNT;
+    }
     filter_level(profile, &confinement, report)?;
     let labels = labels(profile, features, report)?;
     let rights = rights(&order, report)?;

@@ -284,14 +284,23 @@ pub(super) fn build(
         },
     );
     if order.copy.is_some() {
-        report.set(Protection::VerifiedCopy, strength);
+        report.set(Protection::VerifiedCopy, strength.clone());
     } else {
         report
             .0
             .entry(Protection::VerifiedCopy)
             .or_insert(Level::Off);
     }
+    // Nothing in it is this run's alone, and the script cannot mount.
+    let lasts = b.modern
+        && tmp.is_empty()
+        && dev.is_none()
+        && order.copy.is_none()
+        && !order.fresh_proc
+        && matches!(strength, Level::Enforced);
+    let shared = order.mounts.kept().filter(|_| lasts);
     Ok(MountPlan {
+        shared: shared.map(|kept| kept.for_plan(&b.steps)),
         steps: b.steps,
         warnings: b.warnings,
     })

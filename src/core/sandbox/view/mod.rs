@@ -7,6 +7,7 @@
 //! `attr/apparmor/exec`) it must have open before [`MountPlan::apply`].
 
 mod build;
+mod kept;
 mod lookup;
 mod mountinfo;
 mod mounts;
@@ -24,7 +25,8 @@ pub use mounts::Mounts;
 use super::features::Features;
 use super::{NotPrepared, ProtectedPaths, Protections};
 use crate::core::config::ProfileConfig;
-use crate::core::sandbox::child::StepFailed;
+use crate::core::sandbox::child::{Step, StepFailed};
+use crate::core::sys::mounts::own_namespace;
 
 /// What a view is made from.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct ViewOrder<'a> {
 pub struct MountPlan {
     steps: Vec<steps::Planned>,
     warnings: Vec<String>,
+    /// Only for a view that the script cannot change and in which nothing is its own.
+    shared: Option<kept::Shared>,
 }
 
 /// Looks up which of the paths exist and where they really are, and plans from that.
@@ -63,11 +67,33 @@ impl MountPlan {
         &self.warnings
     }
 
-    /// Carries the plan out, in the child, right after it got its mount namespace. System calls only.
+    /// Whether the child is to be born in a mount namespace of its own. Else there is one for it already.
+    pub fn needs_namespace(&self) -> bool {
+        self.shared.as_ref().is_none_or(|view| !view.is_found())
+    }
+
+    /// Carries the plan out, in the child, right after it got its mount namespace, if it [needs](Self::needs_namespace) one. System calls
+    /// only.
     ///
     /// # Errors
     /// The first step that failed.
     pub fn apply(&self) -> Result<(), StepFailed> {
+        let Some(shared) = &self.shared else {
+            return self.build();
+        };
+        if shared.is_found() {
+            let failed = Step::Namespaces.failed();
+            match shared.enter(&self.steps).map_err(&failed)? {
+                kept::Entered::View => return Ok(()),
+                kept::Entered::Home => own_namespace().map_err(&failed)?,
+            }
+        }
+        self.build()?;
+        shared.offer(&self.steps);
+        Ok(())
+    }
+
+    fn build(&self) -> Result<(), StepFailed> {
         let mut stage = Ok(());
         self.steps
             .iter()

@@ -1,10 +1,12 @@
 //! The mounts of this process, read again when the kernel says that they have changed.
 
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{pread, retry_on_intr};
 
+use super::kept::Kept;
 use super::mountinfo::{self, Mount};
 use crate::core::sandbox::NotPrepared;
 
@@ -21,6 +23,8 @@ pub struct Mounts {
     visible: Vec<Mount>,
     /// Why they are not known.
     unknown: Option<String>,
+    /// Views made from these mounts.
+    kept: Option<Kept>,
 }
 
 impl Mounts {
@@ -37,6 +41,34 @@ impl Mounts {
         mounts
     }
 
+    /// For a process that forks for every run: views are used again by later runs where that makes no difference to them, until
+    /// [`Self::forget_views`] or until a mount has changed.
+    pub fn keep_views(&mut self) {
+        self.kept = Kept::new().ok();
+    }
+
+    /// Takes in the views that children have built since.
+    pub fn hear_of_views(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.hear();
+        }
+    }
+
+    /// Readable when [`Self::hear_of_views`] would hear something.
+    pub fn inbox(&self) -> Option<BorrowedFd<'_>> {
+        self.kept.as_ref().map(Kept::inbox)
+    }
+
+    pub fn forget_views(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.forget();
+        }
+    }
+
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
     /// From the text of a table.
     pub fn of(text: &str) -> Self {
         Self {
@@ -49,7 +81,11 @@ impl Mounts {
     /// read. Only for the process that has opened it: what was seen is remembered once for all that have inherited it.
     pub fn refresh(&mut self) -> bool {
         let Some(table) = &self.table else {
-            *self = Self::read();
+            let kept = self.kept.take();
+            *self = Self {
+                kept,
+                ..Self::read()
+            };
             return true;
         };
         let mut asked = [PollFd::new(table, PollFlags::PRI)];
@@ -63,6 +99,7 @@ impl Mounts {
             return false;
         }
         self.read_again();
+        self.forget_views();
         true
     }
 

@@ -15,7 +15,7 @@ use crate::core::sandbox::child::{Step, StepFailed};
 use crate::core::sys::mounts;
 
 /// One thing to do.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Op {
     /// The host's unmounts reach us, ours do not reach the host.
     Slave,
@@ -80,7 +80,7 @@ pub(super) enum Op {
 }
 
 /// Operations that belong together.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Planned {
     pub step: Step,
     pub ops: Vec<Op>,
@@ -90,7 +90,7 @@ pub(super) struct Planned {
 }
 
 /// What operations have to do with the file system on which things are prepared.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Stage {
     /// They make it. Their failure is one of those who need it.
     Makes,
@@ -101,6 +101,15 @@ pub(super) enum Stage {
 }
 
 impl Planned {
+    /// The paths over which something is laid that shall stay there.
+    pub(super) fn covers(&self) -> impl Iterator<Item = &CStr> {
+        self.ops.iter().filter_map(|op| match op {
+            Op::Over { path, .. } => Some(path.as_c_str()),
+            Op::Bind { target, .. } => Some(target.as_c_str()),
+            _ => None,
+        })
+    }
+
     pub(super) fn run(&self, stage: &mut Result<(), Errno>) -> Result<(), StepFailed> {
         let ready = match self.stage {
             Stage::Removes if stage.is_err() => return Ok(()),
