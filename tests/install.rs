@@ -393,6 +393,40 @@ fn what_is_seeded_is_valid() {
 }
 
 #[test]
+fn what_the_agent_says_of_it_fits_what_is_there() {
+    if !root_or_skip("what_the_agent_says_of_it_fits_what_is_there") {
+        return;
+    }
+    let root = Root::below(Path::new("/var/lib"), System::Debian);
+    root.run(&["install", "--role", "agent"]).ok();
+    let script = root.path("opt/ctrl-exec-scripts/disk.sh");
+    root.write("opt/ctrl-exec-scripts/disk.sh", "#!/bin/sh\n", 0o755);
+    let allowed = format!("[scripts.disk]\npath = \"{}\"\n", script.display());
+    root.write("etc/ctrl-exec-agent/scripts.toml", &allowed, 0o640);
+    let own = root
+        .read("etc/ctrl-exec-agent/agent.toml")
+        .replace("/opt/", &format!("{}/opt/", root.0.path().display()));
+    root.write("etc/ctrl-exec-agent/agent.toml", &own, 0o640);
+    let told = root.run(&["cea", "self-check"]).expect_code(1).out();
+    assert!(told.contains("scripts.toml (1 script)\n"), "{told}");
+    // Each script once, with what the executor makes of it below.
+    let path = script.display().to_string();
+    assert_eq!(told.matches(&path).count(), 1, "{told}");
+    assert!(told.contains("profile=default  [ok]\n"), "{told}");
+    assert!(told.contains("    runs as       nobody"), "{told}");
+    // Advice about the older syntax is for those who have it.
+    let broken = own.replace("[profile.default]", "[profile.other]");
+    root.write("etc/ctrl-exec-agent/agent.toml", &broken, 0o640);
+    let refused = root.run(&["cea", "serve"]).expect_code(78).err();
+    assert!(
+        refused.contains("undefined profile")
+            && refused.contains("[profile.NAME]")
+            && !refused.contains(".conf"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn the_example_of_a_hook_decides_as_it_says() {
     if !root_or_skip("the_example_of_a_hook_decides_as_it_says") {
         return;
