@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(rest("-2-a"), Some(Vec::new()));
         // A reqid alone is one of these runs.
         assert_eq!(rest("b"), Some(all[1..].to_vec()));
-        for bad in ["d", "", "7-", "-a", "x-a", "7-A", "99999999999999999999-a"] {
+        for bad in ["d", "", "7-", "-a", "x-a", "99999999999999999999-a"] {
             assert_eq!(rest(bad), None, "{bad}");
         }
     }

@@ -484,7 +484,7 @@ fn a_fresh_proc_has_its_switches_closed() {
 fn what_is_laid_over_proc_beforehand_does_no_harm() {
     on_every_kernel("what_is_laid_over_proc_beforehand", |features| {
         // As systemd-nspawn and others do with the containers that they make.
-        for path in ["/proc/sys", "/proc/sysrq-trigger"] {
+        for path in ["/proc/sys", "/proc/fs"] {
             mount_bind(path, path).unwrap();
             let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID;
             mount_remount(path, flags, c"").unwrap();
@@ -506,7 +506,7 @@ fn what_is_laid_over_proc_beforehand_does_no_harm() {
             let mut report = Protections::default();
             plan(order, &mut report).unwrap().apply().unwrap();
             assert_eq!(report.0[&Protection::KernelTunables], Level::Enforced);
-            for path in ["/proc/sys", "/proc/sys/kernel", "/proc/sysrq-trigger"] {
+            for path in ["/proc/sys", "/proc/sys/kernel", "/proc/fs"] {
                 assert!(flags(path).contains(StatVfsMountFlags::RDONLY), "{path}");
             }
         }
