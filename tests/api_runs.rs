@@ -262,6 +262,7 @@ fn everybody_sees_and_ends_only_own_runs() {
 
     // Page by page, newest first.
     let (mut seen, mut after, mut last) = (Vec::new(), String::new(), i64::MAX);
+    let mut nexts = Vec::new();
     for n in 0..3 {
         let answer = page("mine", &format!("?limit=1{after}")).expect(200).json();
         let runs = answer["runs"].as_array().expect("an array");
@@ -271,7 +272,16 @@ fn everybody_sees_and_ends_only_own_runs() {
         last = time;
         seen.push(runs[0]["reqid"].as_str().expect("an id").to_owned());
         assert_eq!(answer.get("next").is_some(), n < 2, "{answer}");
+        // `next`, or the reqid of the last one: as clients had it before `next` said more.
         after = format!("&after={}", seen[n]);
+        if let Some(next) = answer["next"].as_str() {
+            let by_next = page("mine", &format!("?limit=1&after={next}"))
+                .expect(200)
+                .json();
+            let by_reqid = page("mine", &format!("?limit=1{after}")).expect(200).json();
+            assert_eq!(by_next, by_reqid);
+            nexts.push(next.to_owned());
+        }
     }
     assert_eq!(seen.iter().cloned().collect::<BTreeSet<_>>(), own);
     let answer = page("mine", &format!("?limit=1{after}")).expect(200).json();
@@ -370,6 +380,15 @@ fn everybody_sees_and_ends_only_own_runs() {
         (&json!({}), &json!(true))
     );
     end("mine", "NOT-HEX").expect(404);
+
+    // Whoever has come to a run that is purged then goes on from there.
+    let at = usize::from(seen[0] == running);
+    std::fs::remove_file(stage.host().path(&format!("{RUNS}/{}.json", seen[at]))).expect("removed");
+    let rest = page("mine", &format!("?after={}", nexts[at]))
+        .expect(200)
+        .json();
+    assert_eq!(rest["runs"][0]["reqid"], seen[at + 1].as_str(), "{rest}");
+    page("mine", &format!("?after={}", seen[at])).expect(400);
 }
 
 #[test]

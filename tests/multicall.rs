@@ -105,7 +105,10 @@ fn an_unknown_name_gets_a_list_of_the_known_ones() {
     std::os::unix::fs::symlink(binary(), &link).unwrap();
     run(Command::new(link).arg("x").env_clear())
         .expect_code(64)
-        .err_has("'telnet' is not a program or verb");
+        .err_has("'telnet' is not a name that this program answers to")
+        .err_has("ced, ctrl-exec-dispatcher, cea,")
+        .err_has("any that begins with ctrl-exec")
+        .err_has("ctrl-exec cea");
 }
 
 #[test]

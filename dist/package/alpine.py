@@ -89,7 +89,7 @@ def pkginfo(release, package, nodes, datahash):
         f"arch = {package.arch}",
         "origin = ctrl-exec",
         f"maintainer = {MAINTAINER}",
-        f"license = {release.licence or 'custom'}",
+        f"license = {release.licence or 'not stated'}",
         *(f"depend = {name}" for name in package.depends),
         *([f"install_if = {' '.join(package.install_if)}"] if package.install_if else []),
         *(f"provides = cmd:{n.path.rsplit('/', 1)[-1]}={release.version.apk}" for n in nodes if n.path.startswith(("usr/bin/", "usr/sbin/"))),

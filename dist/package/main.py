@@ -102,6 +102,8 @@ def table(rows, signer, contents, release):
         print(f"{name:<{width}}  {(size + 1023) // 1024:>7}")
     how = "signed with a throwaway key" if signer.throwaway else "signed"
     print(f"{len(rows)} artefacts, each with .sha256, .cdx.json (CycloneDX 1.6) and .minisig ({how}; public key: minisign.pub)")
+    if not release.licence:
+        print("NO LICENCE: Cargo.toml has no 'license', so the packages say that none is stated, and nobody who gets them may pass them on")
     if release.missing:
         print(f"Not there, so without packages: {', '.join(release.missing)}")
     if contents.absent:

@@ -194,7 +194,7 @@ fn start(argv: Vec<OsString>) -> Result<Exit, AppError> {
         {
             &APPLETS[APPLETS.len() - 1]
         }
-        None => return Err(AppError::usage(toolbox::unknown_name(called))),
+        None => return Err(AppError::usage(toolbox::unknown_program(called))),
     };
 
     let env: BTreeMap<String, String> = std::env::vars_os()

@@ -77,6 +77,25 @@ class Root:
         shutil.rmtree(self.path)
 
 
+class Debian(unittest.TestCase):
+    def test_a_restart_that_fails_says_why(self):
+        common = pathlib.Path(__file__).parents[1] / "scripts/deb/common.sh"
+        with tempfile.TemporaryDirectory() as folder:
+            stub = pathlib.Path(folder) / "deb-systemd-invoke"
+            stub.write_text('#!/bin/sh\necho "Job for $2 failed." >&2\necho "Active: failed (exit-code)"\nexit "$CODE"\n')
+            stub.chmod(0o755)
+
+            def restart(code):
+                script = f'set -e\n. "{common}"\nrestart_unit ctrl-exec-agent\necho on\n'
+                return subprocess.run(["sh", "-c", script], env={"PATH": f"{folder}:/usr/bin:/bin", "CODE": str(code)}, capture_output=True, text=True, timeout=60)
+
+            bad = restart(1)
+            self.assertEqual((bad.returncode, bad.stdout), (1, ""))
+            self.assertIn("ctrl-exec: ctrl-exec-agent did NOT restart:\n    Job for ctrl-exec-agent.service failed.\n    Active: failed", bad.stderr)
+            self.assertIn("journalctl -u ctrl-exec-agent", bad.stderr)
+            self.assertEqual(restart(0).stdout, "ctrl-exec: restarted ctrl-exec-agent to apply the upgrade.\non\n")
+
+
 class OpenWrt(unittest.TestCase):
     def setUp(self):
         self.assertEqual(os.geteuid(), 0, "needs root")

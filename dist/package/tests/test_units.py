@@ -1,5 +1,7 @@
 """The builder's own decisions: versions, paths, the parser of `cargo tree`, refusals."""
 
+import contextlib
+import io
 import os
 import pathlib
 import subprocess
@@ -14,9 +16,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import adb
 import alpine
 import archive
+import main
 import readers
 import release
 import sbom
+import texts
 
 
 class Versions(unittest.TestCase):
@@ -62,6 +66,20 @@ class Binaries(unittest.TestCase):
             path.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + (3).to_bytes(2, "little") + (62).to_bytes(2, "little") + bytes(44))
             with self.assertRaises(release.Refused):
                 release.find_binaries(pathlib.Path(folder))
+
+
+class Licence(unittest.TestCase):
+    def test_that_there_is_none_is_told(self):
+        def told(licence):
+            out = io.StringIO()
+            made = types.SimpleNamespace(licence=licence, missing=[])
+            with contextlib.redirect_stdout(out):
+                main.table([("x", 1)], types.SimpleNamespace(throwaway=False), types.SimpleNamespace(absent=set()), made)
+            return out.getvalue()
+
+        self.assertIn("NO LICENCE: Cargo.toml has no 'license'", told(None))
+        self.assertNotIn("LICENCE", told("MIT"))
+        self.assertIn(b"Ask the authors before you pass it on.", texts.debian_copyright(types.SimpleNamespace(licence=None, epoch=0)))
 
 
 class Trees(unittest.TestCase):

@@ -46,15 +46,23 @@ struct Guest {
     leave: Arc<Notify>,
 }
 
-/// From when on a request that is not complete may be ended for others, and how; `None` while nothing of it is waited for.
-type Dawdling = Option<(Instant, Arc<Notify>)>;
+/// A request that is not complete: from when on it may be ended for whoever comes, and who sends it. `None` while nothing of it is
+/// waited for.
+type Dawdling = Option<(Instant, Sender)>;
+
+/// Who sends a request, and how to end the connection that it comes over.
+#[derive(Clone, Debug)]
+struct Sender {
+    source: Option<IpAddr>,
+    leave: Arc<Notify>,
+}
 
 /// One open connection; its place is free when this is dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     places: Arc<Places>,
     id: u64,
-    leave: Arc<Notify>,
+    sender: Sender,
 }
 
 /// One request under way; its place is free when this is dropped.
@@ -63,8 +71,7 @@ pub(super) struct Turn {
     places: Arc<Places>,
     id: u64,
     apology: bool,
-    /// How to end the connection that it came over.
-    leave: Option<Arc<Notify>>,
+    sender: Option<Sender>,
 }
 
 /// What becomes of a request.
@@ -125,7 +132,7 @@ impl Places {
         Some(Seat {
             places: self.clone(),
             id,
-            leave,
+            sender: Sender { source, leave },
         })
     }
 
@@ -143,11 +150,14 @@ impl Places {
             places: self.clone(),
             id,
             apology,
-            leave: seat.map(|seat| seat.leave.clone()),
+            sender: seat.map(|seat| seat.sender.clone()),
         };
         let id = table.turn();
-        if live < self.cap || table.dismiss_dawdler(now) {
-            let dawdling = seat.map(|seat| (now + HASTE, seat.leave.clone()));
+        let room = live < self.cap
+            || table.dismiss_dawdler(now)
+            || table.dismiss_greedy(seat.and_then(|seat| seat.sender.source), self.cap);
+        if room {
+            let dawdling = seat.map(|seat| (now + HASTE, seat.sender.clone()));
             table.requests.insert(id, dawdling);
             return Admission::Welcome(turn(id, false));
         }
@@ -195,10 +205,31 @@ impl Table {
             .iter()
             .find(|(_, d)| slow(d))
             .map(|(id, _)| *id);
-        let Some(Some((_, leave))) = found.and_then(|id| self.requests.remove(&id)) else {
+        self.end(found)
+    }
+
+    /// Ends the oldest incomplete request of a source that has more than half of all places with such, for somebody from elsewhere: one
+    /// host that begins requests faster than [`HASTE`] ends them would have all places for ever.
+    fn dismiss_greedy(&mut self, newcomer: Option<IpAddr>, cap: usize) -> bool {
+        let share = (cap / 2).max(1);
+        let mut counts: HashMap<IpAddr, (usize, u64)> = HashMap::new();
+        for (id, dawdling) in &self.requests {
+            if let Some(source) = dawdling.as_ref().and_then(|(_, sender)| sender.source)
+                && Some(source) != newcomer
+            {
+                counts.entry(source).or_insert((0, *id)).0 += 1;
+            }
+        }
+        let greedy = counts.into_values().find(|(count, _)| *count > share);
+        self.end(greedy.map(|(_, oldest)| oldest))
+    }
+
+    /// Ends a request that is not complete.
+    fn end(&mut self, request: Option<u64>) -> bool {
+        let Some(Some((_, sender))) = request.and_then(|id| self.requests.remove(&id)) else {
             return false;
         };
-        leave.notify_one();
+        sender.leave.notify_one();
         true
     }
 
@@ -246,7 +277,7 @@ impl Seat {
 
     /// Returns when the place is needed for another.
     pub(super) async fn told_to_leave(&self) {
-        self.leave.notified().await;
+        self.sender.leave.notified().await;
     }
 }
 
@@ -264,8 +295,8 @@ impl Turn {
 
     /// It has waited for its body, on and off, since then.
     pub(super) fn waits_for_body(&self, since: Instant) {
-        let leave = self.leave.clone();
-        self.set(leave.map(|leave| (since + BODY_HASTE, leave)));
+        let sender = self.sender.clone();
+        self.set(sender.map(|sender| (since + BODY_HASTE, sender)));
     }
 
     fn set(&self, fresh: Dawdling) {
@@ -369,6 +400,40 @@ mod tests {
         ));
         drop(first);
         assert!(matches!(places.begin(None, now), Admission::Welcome(_)));
+    }
+
+    #[test]
+    fn one_source_cannot_hold_all_places_with_requests_that_it_does_not_complete() {
+        let places = Places::new(100, 4);
+        let now = Instant::now();
+        let seat = |last| places.enter(source(last)).unwrap();
+        let many: Vec<Seat> = (0..4).map(|_| seat(1)).collect();
+        let turns: Vec<Admission> = many.iter().map(|s| places.begin(Some(s), now)).collect();
+        // It pushes out nobody itself, not even its own.
+        let more = seat(1);
+        let refused = places.begin(Some(&more), now);
+        assert!(matches!(refused, Admission::Overloaded { .. }));
+        // Others get half of the places, at once.
+        let others = [seat(2), seat(3), seat(4)];
+        let begun = [0, 1, 2].map(|n| places.begin(Some(&others[n]), now));
+        let welcome = begun.each_ref().map(|b| matches!(b, Admission::Welcome(_)));
+        assert_eq!(welcome, [true, true, false]);
+        assert_eq!(
+            many.iter().map(is_dismissed).collect::<Vec<_>>(),
+            [true, true, false, false]
+        );
+        assert!(!others.iter().any(is_dismissed));
+        // Complete requests are nobody's fault.
+        drop((turns, refused, begun));
+        let busy: Vec<Admission> = many.iter().map(|s| places.begin(Some(s), now)).collect();
+        for admission in &busy {
+            let Admission::Welcome(turn) = admission else {
+                panic!("there is a place");
+            };
+            turn.is_busy();
+        }
+        let late = places.begin(Some(&others[0]), now);
+        assert!(matches!(late, Admission::Overloaded { .. }));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! All of them look where the configuration says, not at fixed paths.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::applets::cea::revocations::Revocations;
@@ -10,10 +11,11 @@ use crate::applets::{AppError, Context, Exit};
 use crate::core::config::{self, AgentConfig, Allowlist};
 use crate::core::profile;
 use crate::core::sandbox::ProtectedPaths;
-use crate::core::sandbox::assess;
+use crate::core::sandbox::assess::{self, Assessment};
 use crate::core::sandbox::features::{Features, cgroup_controllers};
 use crate::core::secure_open;
 use crate::core::trust::TrustMap;
+use crate::core::types::ScriptName;
 use crate::{complain, say};
 
 /// Whether the three files of a pairing are there and make sense together; the end of the certificate, or the reason.
@@ -98,9 +100,14 @@ pub(super) fn self_check(context: &Context, files: &Files) -> Result<Exit, AppEr
     }
     let allowlist = loaded.value;
     say!(
-        "Allowlist OK: {} ({} scripts)",
+        "Allowlist OK: {} ({} script{})",
         allowlist.source.display(),
-        allowlist.scripts.len()
+        allowlist.scripts.len(),
+        if allowlist.scripts.len() == 1 {
+            ""
+        } else {
+            "s"
+        }
     );
 
     let mut findings = Findings::default();
@@ -118,6 +125,28 @@ pub(super) fn self_check(context: &Context, files: &Files) -> Result<Exit, AppEr
     } else {
         Exit::Failure
     })
+}
+
+/// What the executor would make of each script. Only root sees what the executor sees.
+fn assessed(config: &AgentConfig, allowlist: &Allowlist) -> BTreeMap<ScriptName, Assessment> {
+    if config.executor_socket.is_none() {
+        return BTreeMap::new();
+    }
+    let features = Features::probe();
+    if !features.privileged {
+        say!("Profiles: not looked at - run self-check or 'ctrl-exec-exec check' as root");
+        return BTreeMap::new();
+    }
+    let controllers = cgroup_controllers();
+    let all = assess::assess_all(assess::House {
+        config,
+        allowlist,
+        features: &features,
+        protected: &ProtectedPaths::default(),
+        controllers: &controllers,
+    });
+    let named = all.into_iter().map(|script| (script.name.clone(), script));
+    named.collect()
 }
 
 #[derive(Default)]
@@ -221,6 +250,7 @@ impl Findings {
     }
 
     fn scripts(&mut self, config: &AgentConfig, allowlist: &Allowlist) {
+        let mut assessed = assessed(config, allowlist);
         for (name, entry) in &allowlist.scripts {
             let verdict = match profile::resolve(name.as_str(), allowlist, config) {
                 Err(reason) => format!("[REFUSED: {reason}]"),
@@ -239,42 +269,21 @@ impl Findings {
             } else {
                 self.problem(line);
             }
+            if let Some(script) = assessed.remove(name) {
+                // Its name and path stand there already.
+                for line in script.lines().iter().skip(1) {
+                    say!("  {line}");
+                }
+                if !script.errors.is_empty() {
+                    self.problem(format!(
+                        "Profile error: {name} would not run: {}",
+                        script.errors.join("; ")
+                    ));
+                }
+            }
         }
-        self.profiles(config, allowlist);
         if let Err(undefined) = config::check_profiles(allowlist, config) {
             self.problem(format!("Profile error: {undefined}"));
-        }
-    }
-
-    /// What the executor would make of each script. Only root sees what the executor sees.
-    fn profiles(&mut self, config: &AgentConfig, allowlist: &Allowlist) {
-        if config.executor_socket.is_none() {
-            return;
-        }
-        let features = Features::probe();
-        if !features.privileged {
-            say!("Profiles: not looked at - run self-check or 'ctrl-exec-exec check' as root");
-            return;
-        }
-        let controllers = cgroup_controllers();
-        let house = assess::House {
-            config,
-            allowlist,
-            features: &features,
-            protected: &ProtectedPaths::default(),
-            controllers: &controllers,
-        };
-        for script in assess::assess_all(house) {
-            for line in script.lines() {
-                say!("  {line}");
-            }
-            if !script.errors.is_empty() {
-                self.problem(format!(
-                    "Profile error: {} would not run: {}",
-                    script.name,
-                    script.errors.join("; ")
-                ));
-            }
         }
     }
 

@@ -181,6 +181,14 @@ fn explain(error: &LoadError, context: &Context, files: &Files) -> AppError {
     let allowlist = files.allowlist.clone().unwrap_or_else(|| {
         first_existing(context.paths.scripts_toml(), context.paths.scripts_conf())
     });
+    let older = [&config, &allowlist]
+        .iter()
+        .any(|file| file.extension().is_none_or(|end| end != "toml"));
+    let syntax = if older {
+        "\n\nIn a .conf file a comment needs a line of its own: inline '#' comments are not supported."
+    } else {
+        ""
+    };
     let where_to_look = format!(
         "\n\nConfiguration: {}\nAllowlist:     {}",
         config.display(),
@@ -188,7 +196,7 @@ fn explain(error: &LoadError, context: &Context, files: &Files) -> AppError {
     );
     AppError::config(match error {
         LoadError::Config(text) => format!(
-            "ctrl-exec-agent: cannot start - configuration error\n\n{text}{where_to_look}\n\nIn a .conf file a comment needs a line of its own: inline '#' comments are not supported."
+            "ctrl-exec-agent: cannot start - configuration error\n\n{text}{where_to_look}{syntax}"
         ),
         LoadError::Material(text) => {
             format!("ctrl-exec-agent: cannot start - configuration error\n\n{text}{where_to_look}")

@@ -22,10 +22,10 @@ use crate::say;
 pub(super) const IDENT: &str = "ctrl-exec-exec";
 
 const USAGE: &str = "\
-Usage: ctrl-exec-exec serve <socket> <agent.conf> <scripts.conf> <peer-user> [options]
-       ctrl-exec-exec resolve <agent.conf> <scripts.conf> <script-name>
-       ctrl-exec-exec try <agent.conf> <scripts.conf> <script-name> [argument...]
-       ctrl-exec-exec check <agent.conf> <scripts.conf> [--json | --unit | --kernel | --files]
+Usage: ctrl-exec-exec serve <socket> <agent.toml> <scripts.toml> <peer-user> [options]
+       ctrl-exec-exec resolve <agent.toml> <scripts.toml> <script-name>
+       ctrl-exec-exec try <agent.toml> <scripts.toml> <script-name> [argument...]
+       ctrl-exec-exec check <agent.toml> <scripts.toml> [--json | --unit | --kernel | --files]
        ctrl-exec-exec digest <path>
        ctrl-exec-exec --version | --help
 
@@ -35,7 +35,7 @@ serve runs the allowlisted scripts of the agent under their security profiles, i
 resolve prints what would be decided about a script: one line that begins with OK or DENY.
 try runs one script as the service would, prints its output, and how it ended.
 check shows how far each profile can be enforced here (--files: only whether serve could start); digest prints the annotation that pins a script.
-A file that ends in .toml is read as TOML.";
+A file that does not end in .toml is read in the syntax of 0.12.3 (agent.conf, scripts.conf).";
 
 /// The verbs, for the manual: [`USAGE`] says the same in sentences.
 pub(crate) static VERBS: &[(&str, &str)] = &[

@@ -116,6 +116,24 @@ pub fn unknown_name(name: &str) -> String {
     )
 }
 
+/// The text for a name of the file itself that leads nowhere.
+pub fn unknown_program(name: &str) -> String {
+    if ELSEWHERE.contains(&name) {
+        return unknown_name(name);
+    }
+    let names: Vec<&str> = APPLETS
+        .iter()
+        .flat_map(|applet| std::iter::once(&applet.name).chain(applet.aliases))
+        .copied()
+        .collect();
+    format!(
+        "'{}' is not a name that this program answers to. Those are {}, and any that begins with ctrl-exec (as ctrl-exec-x86_64 does). \
+         Under such a one the first word says what to be: ctrl-exec cea self-check. 'ctrl-exec links' makes links of the others.",
+        name.escape_debug(),
+        names.join(", ")
+    )
+}
+
 fn usage() -> String {
     use std::fmt::Write as _;
     let mut text = format!(

@@ -47,8 +47,9 @@ impl ConfigError {
 /// Scripts whose profile nobody defined (spec/agent.md 3.5: no implicit `default`).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "script(s) reference an undefined profile: {}; define each one with a [profile ...] section in '{}' (a script that names no profile uses 'default', which must be defined too)",
+    "script(s) reference an undefined profile: {}; define each one with a {} section in '{}' (a script that names no profile uses 'default', which must be defined too)",
     .missing.iter().map(|(script, profile)| format!("{script} -> {profile}")).collect::<Vec<_>>().join(", "),
+    if .source_file.extension().is_some_and(|end| end == "toml") { "[profile.NAME]" } else { "[profile ...]" },
     .source_file.display()
 )]
 pub struct UndefinedProfiles {

@@ -49,6 +49,18 @@ is_active() {
     running_systemd && systemctl --quiet is-active "$1"
 }
 
+# A restart that fails says why: in the words of who was to do it, which a silent status would keep back.
+restart_unit() { # unit, without .service
+    if said=$(deb-systemd-invoke restart "$1.service" 2>&1); then
+        echo "ctrl-exec: restarted $1 to apply the upgrade."
+    else
+        echo "ctrl-exec: $1 did NOT restart:" >&2
+        quote "$said" >&2
+        echo "ctrl-exec: journalctl -u $1 -n 20 shows more; then: systemctl restart $1" >&2
+        return 1
+    fi
+}
+
 # The words of a check, indented, for the person who upgrades.
 quote() {
     printf '%s\n' "$1" | sed 's/^/    /'

@@ -1,6 +1,8 @@
 //! `GET /runs` and `DELETE /runs/{reqid}`: the caller's own runs. Whose a run is, is told by the credential that it was submitted with; who
 //! shows none has the runs that were submitted without one.
 
+use std::cmp::Reverse;
+
 use axum::response::Response;
 use serde_json::{Value, json};
 
@@ -24,10 +26,43 @@ pub(in crate::applets::api) async fn cancel(call: Call) -> Response {
     end(call).await.unwrap_or_else(|refusal| refusal)
 }
 
+/// Where a run stands in the list: newest first, then by reqid.
+type Place = (Reverse<i64>, ReqId);
+
 /// What the list shows of a run.
 struct Shown {
-    reqid: ReqId,
+    place: Place,
     object: Value,
+}
+
+/// Where a page begins.
+enum After {
+    /// Whether the run is still there or not: `next` of the page before.
+    Place(Place),
+    /// A run of the caller's.
+    Run(String),
+}
+
+impl After {
+    fn parse(text: String) -> Self {
+        let place = text
+            .rsplit_once('-')
+            .and_then(|(time, reqid)| Some((Reverse(time.parse().ok()?), ReqId::new(reqid).ok()?)));
+        place.map_or(Self::Run(text), Self::Place)
+    }
+
+    /// What follows; `None`: there is no such run.
+    fn rest(self, mut runs: Vec<Shown>) -> Option<Vec<Shown>> {
+        let first = match self {
+            Self::Place(place) => runs.partition_point(|run| run.place <= place),
+            Self::Run(reqid) => 1 + runs.iter().position(|run| run.place.1.as_str() == reqid)?,
+        };
+        Some(runs.split_off(first))
+    }
+}
+
+fn cursor(place: &Place) -> String {
+    format!("{}-{}", place.0.0, place.1)
 }
 
 fn shown(record: &Record) -> Shown {
@@ -37,7 +72,7 @@ fn shown(record: &Record) -> Shown {
         State::Done => record.size(),
     };
     Shown {
-        reqid: record.reqid.clone(),
+        place: (Reverse(record.time()), record.reqid.clone()),
         object: json!({
             "reqid": record.reqid.as_str(), "script": record.script, "mode": record.mode(), "time": record.time(),
             "complete": record.is_complete(), "state": state.as_str(), "count": count, "hosts": record.size(),
@@ -55,6 +90,7 @@ async fn page(call: Call) -> Result<Response, Response> {
             .ok_or_else(|| reply::bad_request(&format!("limit must be 1 to {MAX_PAGE}")))?,
     };
     let after = path::values(&call.query, "after").into_iter().next();
+    let after = after.map(After::parse);
     let asked = HookContext {
         token: call.bearer.clone(),
         ..call.asks(HookAction::Status)
@@ -71,21 +107,17 @@ async fn page(call: Call) -> Result<Response, Response> {
     })
     .await
     .map_err(|_| common::server_error("the records cannot be read"))?;
-    let mut runs = listing.runs.into_iter().flatten();
-    if let Some(after) = after
-        && !runs.by_ref().any(|run| run.reqid.as_str() == after)
-    {
-        return Err(reply::bad_request(
-            "after must be the reqid of one of these runs",
-        ));
+    let mut runs: Vec<Shown> = listing.runs.into_iter().flatten().collect();
+    if let Some(after) = after {
+        runs = after.rest(runs).ok_or_else(|| {
+            reply::bad_request(
+                "after must be the next of an earlier page, or the reqid of one of these runs",
+            )
+        })?;
     }
-    let mut runs: Vec<Shown> = runs.take(limit + 1).collect();
     let more = runs.len() > limit;
     runs.truncate(limit);
-    let next = runs
-        .last()
-        .filter(|_| more)
-        .map(|run| run.reqid.to_string());
+    let next = runs.last().filter(|_| more).map(|run| cursor(&run.place));
     let objects: Vec<Value> = runs.into_iter().map(|run| run.object).collect();
     let mut body = json!({"ok": true, "runs": objects});
     if let Some(next) = next {
@@ -143,6 +175,39 @@ mod tests {
     use super::*;
     use crate::core::authhook::Submitter;
     use crate::core::runs::{Body, SyncRun};
+
+    #[test]
+    fn a_page_begins_where_one_has_ended_even_if_that_run_is_gone() {
+        let list = || -> Vec<Shown> {
+            [(9, "b"), (7, "a"), (7, "c"), (-1, "a")]
+                .into_iter()
+                .map(|(time, id)| Shown {
+                    place: (Reverse(time), ReqId::new(id).unwrap()),
+                    object: Value::Null,
+                })
+                .collect()
+        };
+        let rest = |after: &str| {
+            let rest = After::parse(after.to_owned()).rest(list())?;
+            Some(
+                rest.iter()
+                    .map(|run| cursor(&run.place))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let all = ["9-b", "7-a", "7-c", "-1-a"].map(str::to_owned).to_vec();
+        for (at, place) in all.iter().enumerate() {
+            assert_eq!(rest(place), Some(all[at + 1..].to_vec()), "{place}");
+        }
+        assert_eq!(rest("10-a"), Some(all.clone()));
+        assert_eq!(rest("7-b"), Some(all[2..].to_vec()));
+        assert_eq!(rest("-2-a"), Some(Vec::new()));
+        // A reqid alone is one of these runs.
+        assert_eq!(rest("b"), Some(all[1..].to_vec()));
+        for bad in ["d", "", "7-", "-a", "x-a", "99999999999999999999-a"] {
+            assert_eq!(rest(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn a_run_is_seen_by_whoever_submitted_it() {

@@ -202,8 +202,8 @@ static QUERIES: &[Query] = &[
     Query {
         operation: "listRuns",
         name: "after",
-        schema: || json!({"type": "string", "pattern": schemas::REQID}),
-        about: "Only runs that come after this one in the list: `next` of the page before.",
+        schema: || json!({"type": "string", "pattern": schemas::AFTER}),
+        about: "Only runs that come after this place in the list: `next` of the page before (it holds when that page's runs are gone), or the reqid of a run of the list.",
     },
     Query {
         operation: "discoverAgentsGet",

@@ -48,6 +48,8 @@ pub(super) struct Schema {
 
 /// A request id of ours.
 pub(super) const REQID: &str = "^[a-f0-9]+$";
+/// A place in the list of runs: a time and a reqid, or a reqid alone.
+pub(super) const AFTER: &str = "^(-?[0-9]+-)?[a-f0-9]+$";
 const RTT: Kind = Form("^[0-9]+ms$");
 const ABOUT_RTT: &str = "How long the host took to answer.";
 const ABOUT_HOST: &str = "Name of the host in the registry.";

@@ -40,7 +40,7 @@ pub(super) struct Facts {
     /// Directories, and the files in them that their service cannot read.
     pub(super) unreadable: BTreeMap<PathBuf, Vec<PathBuf>>,
     /// What belongs to packages.
-    pub(super) owned: BTreeMap<PathBuf, String>,
+    pub(super) owned: packages::Owned,
     /// Digest of this program.
     pub(super) binary: [u8; 32],
     pub(super) manifest: Manifest,

@@ -46,7 +46,7 @@ struct InstallArgs {
     /// on OpenWrt, add a rule for the agent's port to the firewall
     #[argh(switch)]
     open_port: bool,
-    /// replace files that belong to packages (they are kept, and come back with uninstall)
+    /// replace files that belong to packages of 0.12.3 (they are kept, and come back with uninstall)
     #[argh(switch)]
     take_over_packages: bool,
 }
@@ -114,13 +114,14 @@ pub(super) fn uninstall(context: &Context, args: Vec<String>) -> Result<Exit, Ap
     let wanted = args.role.as_deref().map(roles).transpose()?;
     let (world, facts) = look(context, None, args.dry_run)?;
     // Whoever was installed by packages goes with them.
-    if let (true, true, Some(package)) = (
-        args.purge,
-        facts.manifest.roles.is_empty(),
-        facts.owned.values().next(),
-    ) {
+    let package = match packages::of_ours(&facts.owned) {
+        None if facts.manifest.roles.is_empty() => facts.owned.values().next(),
+        ours => ours,
+    };
+    if let (true, Some(package)) = (args.purge, package) {
         return Err(AppError::failed(format!(
-            "nothing was installed by this program here, but by the package '{package}': purge that. Nothing has been changed"
+            "what is here was put here by the package '{}': purge that, after 'ctrl-exec uninstall' without --purge if install was used too. Nothing has been changed",
+            package.name
         )));
     }
     let plan = removal::plan(&facts, wanted, args.purge);

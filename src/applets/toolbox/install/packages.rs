@@ -4,19 +4,39 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
+use super::table::BINARY;
 use super::world::{Failure, World};
 
 /// Most lines of one file that are looked at.
 const LINES: usize = 4_000_000;
 
-/// Path of the system and name of the package. Only packages whose name begins with `ctrl-exec` are looked at.
+/// A package, who keeps it, and what upgrades it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Package {
+    pub(super) name: String,
+    pub(super) manager: &'static str,
+    pub(super) tool: &'static str,
+}
+
+/// What belongs to packages.
+pub(super) type Owned = BTreeMap<PathBuf, Package>;
+
+/// The package of this program's own kind that keeps the host. Those of 0.12.3 are told from it by this: they have no such file.
+pub(super) fn of_ours(owned: &Owned) -> Option<&Package> {
+    owned.get(Path::new(BINARY))
+}
+
+/// Path of the system and its package. Only packages whose name begins with `ctrl-exec` are looked at.
 ///
 /// # Errors
 /// A link leads out of the root.
-pub(super) fn owned(world: &World) -> Result<BTreeMap<PathBuf, String>, Failure> {
-    let mut found = BTreeMap::new();
-    // dpkg, opkg: one list of files per package.
-    for dir in ["/var/lib/dpkg/info", "/usr/lib/opkg/info"] {
+pub(super) fn owned(world: &World) -> Result<Owned, Failure> {
+    let mut found = Owned::new();
+    // One list of files per package.
+    for (dir, manager, tool) in [
+        ("/var/lib/dpkg/info", "dpkg", "apt"),
+        ("/usr/lib/opkg/info", "opkg", "opkg"),
+    ] {
         let dir = world.at(&Path::new(dir).join("x"))?;
         let entries = dir.parent().map(std::fs::read_dir);
         for entry in entries.into_iter().flatten().flatten().flatten() {
@@ -27,16 +47,22 @@ pub(super) fn owned(world: &World) -> Result<BTreeMap<PathBuf, String>, Failure>
                 .filter(|n| n.starts_with("ctrl-exec"))
             {
                 // `name:arch` where several architectures are installed.
-                let package = package.split(':').next().unwrap_or(package);
+                let package = Package {
+                    name: package.split(':').next().unwrap_or(package).to_owned(),
+                    manager,
+                    tool,
+                };
                 for line in lines(&entry.path()) {
-                    found.insert(PathBuf::from(line), package.to_owned());
+                    found.insert(PathBuf::from(line), package.clone());
                 }
             }
         }
     }
-    // apk: one file for all of them.
-    let database = world.at(Path::new("/lib/apk/db/installed"))?;
-    found.extend(of_apk(lines(&database)));
+    // apk: one file for all of them. It lies below `/usr` where that has been merged.
+    for database in ["/lib/apk/db/installed", "/usr/lib/apk/db/installed"] {
+        let database = world.at(Path::new(database))?;
+        found.extend(of_apk(lines(&database)));
+    }
     Ok(found)
 }
 
@@ -48,14 +74,18 @@ fn lines(path: &Path) -> impl Iterator<Item = String> {
 }
 
 /// `P:` begins a package, `F:` a directory, `R:` is a file in it.
-fn of_apk(lines: impl Iterator<Item = String>) -> BTreeMap<PathBuf, String> {
-    let mut found = BTreeMap::new();
+fn of_apk(lines: impl Iterator<Item = String>) -> Owned {
+    let mut found = Owned::new();
     let mut package = None;
     let mut dir = PathBuf::new();
     for line in lines {
         match (line.get(..2), line.get(2..)) {
             (Some("P:"), Some(name)) => {
-                package = name.starts_with("ctrl-exec").then(|| name.to_owned());
+                package = name.starts_with("ctrl-exec").then(|| Package {
+                    name: name.to_owned(),
+                    manager: "apk",
+                    tool: "apk",
+                });
             }
             (Some("F:"), Some(name)) => dir = Path::new("/").join(name),
             (Some("R:"), Some(name)) => {
@@ -94,10 +124,22 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         let found = owned(&World::new(dir.path()).unwrap()).unwrap();
-        let of = |path: &str| found.get(Path::new(path)).map(String::as_str);
-        assert_eq!(of("/usr/bin/ctrl-exec-agent"), Some("ctrl-exec-agent"));
-        assert_eq!(of("/usr/bin/ced"), Some("ctrl-exec"));
-        assert_eq!(of("/usr/bin/ctrl-exec"), Some("ctrl-exec"));
+        let of = |path: &str| {
+            found
+                .get(Path::new(path))
+                .map(|package| (package.name.as_str(), package.manager))
+        };
+        assert_eq!(
+            of("/usr/bin/ctrl-exec-agent"),
+            Some(("ctrl-exec-agent", "dpkg"))
+        );
+        assert_eq!(of("/usr/bin/ced"), Some(("ctrl-exec", "opkg")));
+        assert_eq!(of("/usr/bin/ctrl-exec"), Some(("ctrl-exec", "apk")));
+        assert_eq!(
+            of_ours(&found).map(|package| package.tool),
+            Some("apk"),
+            "the one that has the program itself"
+        );
         assert_eq!(of("/usr/bin/cea"), None);
         assert_eq!(of("/usr/sbin/ctrl-exec-exec"), None);
     }

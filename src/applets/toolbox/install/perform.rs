@@ -8,6 +8,7 @@ use std::path::Path;
 use super::accounts;
 use super::look::{self, What};
 use super::platform::System;
+use super::services;
 use super::step::Step;
 use super::table::{ROOT, Who};
 use super::world::{Failure, World};
@@ -137,15 +138,29 @@ pub(super) fn perform(world: &World, system: System, step: &Step) -> Result<(), 
                 Some(code) if code == 0 || fine.contains(&code) => Ok(()),
                 code => Err(Failure::Program {
                     words: words.join(" "),
-                    why: match (ended.complaint.is_empty(), code) {
-                        (false, _) => ended.complaint,
-                        (true, Some(code)) => format!("exit {code}"),
-                        (true, None) => "ended by a signal".to_owned(),
-                    },
+                    why: why(code, &ended.complaint, services::log(words)),
                 }),
             }
         }
     }
+}
+
+/// How it ended, what it said itself, and where there is more.
+fn why(code: Option<i32>, complaint: &str, more: Option<String>) -> String {
+    let mut why = match code {
+        Some(code) => format!("exit {code}"),
+        None => "ended by a signal".to_owned(),
+    };
+    for part in [
+        Some(complaint.to_owned()),
+        more.map(|more| format!("See: {more}")),
+    ] {
+        let part = part.unwrap_or_default();
+        if !part.is_empty() {
+            why = format!("{why}\n{part}");
+        }
+    }
+    why
 }
 
 const ROOT_OWNER: Owner = Owner {

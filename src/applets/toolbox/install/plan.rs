@@ -9,6 +9,7 @@ use super::accounts;
 use super::facts::Facts;
 use super::look::{Entry, What};
 use super::manifest::Manifest;
+use super::packages::{self, Package};
 use super::platform::Init;
 use super::step::Step;
 use super::table::{self, ACCOUNTS, BINARY, Kind, ROOT, Roles, Row, TABLE};
@@ -18,7 +19,7 @@ pub(super) struct Request {
     pub(super) roles: Roles,
     /// Let the firewall of OpenWrt open the agent's port.
     pub(super) open_port: bool,
-    /// Replace files of packages all the same.
+    /// Replace files of packages of before all the same.
     pub(super) take_over_packages: bool,
 }
 
@@ -32,6 +33,11 @@ pub(super) struct Plan {
 /// Why nothing was done at all.
 #[derive(Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum Refusal {
+    #[error(
+        "'{BINARY}' is managed by {manager} (package {name}); upgrade it with {tool}, or remove the package first. Nothing has been changed",
+        manager = .0.manager, name = .0.name, tool = .0.tool
+    )]
+    Managed(Package),
     #[error(
         "'{}' belongs to the package '{package}': upgrade that (its newer version holds this program), or remove it first. \
          --take-over-packages replaces its files all the same, and keeps them; the package manager knows nothing of it. Nothing has been changed",
@@ -54,6 +60,10 @@ pub(super) enum Refusal {
 /// # Errors
 /// See [`Refusal`].
 pub(super) fn plan(facts: &Facts, request: Request) -> Result<Plan, Refusal> {
+    // Two who keep the same names: our service files would come before the package's, whichever version that has.
+    if let Some(package) = packages::of_ours(&facts.owned) {
+        return Err(Refusal::Managed(package.clone()));
+    }
     let mut planner = Planner {
         facts,
         request,
@@ -300,7 +310,7 @@ impl Planner<'_> {
         if let Some(package) = package.filter(|_| !self.request.take_over_packages) {
             return Err(Refusal::Packaged {
                 path: path.to_owned(),
-                package: package.clone(),
+                package: package.name.clone(),
             });
         }
         let name = path.display().to_string();

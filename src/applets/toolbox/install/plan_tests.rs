@@ -7,10 +7,11 @@ use super::accounts::Means;
 use super::facts::{Facts, Running};
 use super::look::{Entry, What};
 use super::manifest::Manifest;
+use super::packages::Package;
 use super::plan::{Refusal, Request, plan};
 use super::platform::{Init, System};
 use super::step::Step;
-use super::table::{self, AGENT, ALL, DISPATCHER, Roles, Who};
+use super::table::{self, AGENT, ALL, BINARY, DISPATCHER, Roles, Who};
 use super::{removal, services};
 use crate::core::paths::{Paths, Platform};
 use crate::core::types;
@@ -190,10 +191,10 @@ fn a_fresh_agent_is_enabled_with_its_executor_and_not_started() {
         runs(&plan.steps),
         [
             "systemctl daemon-reload",
-            "systemctl --quiet enable ctrl-exec-exec.service",
-            "systemctl --quiet enable ctrl-exec-agent.service",
-            "systemctl --quiet enable ctrl-exec-agent-renew.timer",
-            "systemctl --quiet start ctrl-exec-agent-renew.timer",
+            "systemctl enable ctrl-exec-exec.service",
+            "systemctl enable ctrl-exec-agent.service",
+            "systemctl enable ctrl-exec-agent-renew.timer",
+            "systemctl start ctrl-exec-agent-renew.timer",
         ]
     );
     let notes = plan.notes.join("\n");
@@ -211,11 +212,11 @@ fn what_runs_is_restarted_executor_first_and_the_rest_started() {
     assert_eq!(
         runs(&done.steps)[1..],
         [
-            "systemctl --quiet enable ctrl-exec-exec.service",
-            "systemctl --quiet enable ctrl-exec-agent-renew.timer",
-            "systemctl --quiet start ctrl-exec-exec.service",
-            "systemctl --quiet restart ctrl-exec-agent.service",
-            "systemctl --quiet start ctrl-exec-agent-renew.timer",
+            "systemctl enable ctrl-exec-exec.service",
+            "systemctl enable ctrl-exec-agent-renew.timer",
+            "systemctl start ctrl-exec-exec.service",
+            "systemctl restart ctrl-exec-agent.service",
+            "systemctl start ctrl-exec-agent-renew.timer",
         ]
     );
     let text = lines(&done.steps).join("\n");
@@ -279,7 +280,7 @@ fn whatever_interrupts_it_the_next_run_comes_to_the_same_end() {
             let rest = plan(&host, request(ALL)).unwrap().steps;
             // A restart that was cut off is not forgotten.
             if name == "0.12.3" {
-                let restart = "systemctl --quiet restart ctrl-exec-agent.service";
+                let restart = "systemctl restart ctrl-exec-agent.service";
                 let did = |steps: &[Step]| runs(steps).iter().any(|run| run == restart);
                 assert!(
                     did(&steps[..cut]) || did(&rest),
@@ -337,14 +338,57 @@ fn an_interrupted_way_back_comes_to_the_same_end_too() {
     }
 }
 
+fn package(name: &str) -> Package {
+    Package {
+        name: name.to_owned(),
+        manager: "dpkg",
+        tool: "apt",
+    }
+}
+
+#[test]
+fn a_host_of_our_packages_is_left_to_them() {
+    let mut host = debian();
+    host.entries.insert(BINARY.into(), {
+        let mut entry = file("");
+        entry.what = What::File(Some(OURS));
+        entry
+    });
+    host.owned
+        .insert(BINARY.into(), package("ctrl-exec-runtime"));
+    for take_over_packages in [false, true] {
+        let asked = Request {
+            take_over_packages,
+            ..request(AGENT)
+        };
+        let refused = plan(&host, asked).unwrap_err();
+        assert_eq!(refused, Refusal::Managed(package("ctrl-exec-runtime")));
+    }
+    // They came after an installation: that goes, theirs stays and runs.
+    let owned = std::mem::take(&mut host.owned);
+    plan(&host, request(AGENT))
+        .unwrap()
+        .steps
+        .iter()
+        .for_each(|step| apply(&mut host, step));
+    host.owned = owned;
+    let agent = "ctrl-exec-agent.service";
+    host.services.entry(agent).or_default().active = true;
+    for step in removal::plan(&host, None, false).steps {
+        apply(&mut host, &step);
+    }
+    assert!(host.is_there(Path::new(BINARY)));
+    assert!(!host.is_there(Path::new("/etc/systemd/system/ctrl-exec-agent.service")));
+    let now = host.services[agent];
+    assert!(now.active && now.enabled);
+}
+
 #[test]
 fn files_of_packages_are_not_touched_silently() {
     let mut facts = debian();
     let path = Path::new("/usr/bin/ctrl-exec-agent");
     facts.entries.insert(path.into(), file("perl"));
-    facts
-        .owned
-        .insert(path.into(), "ctrl-exec-agent".to_owned());
+    facts.owned.insert(path.into(), package("ctrl-exec-agent"));
     let refused = plan(&facts, request(AGENT)).unwrap_err();
     assert!(matches!(refused, Refusal::Packaged { .. }), "{refused}");
     assert!(plan(&facts, request(DISPATCHER)).is_ok());

@@ -7,6 +7,7 @@ use super::accounts;
 use super::facts::Facts;
 use super::look::What;
 use super::manifest::Manifest;
+use super::packages;
 use super::plan::{Plan, is_our_link};
 use super::platform::Init;
 use super::services::{self, Order};
@@ -92,7 +93,8 @@ impl Remover<'_> {
                 .unwrap_or_default();
             let ours = self.manifest.enabled.remove(service.name);
             let was_active = now.active || self.manifest.pending.remove(service.name);
-            let back = self.comes_back(service.roles) && !ours;
+            let packaged = packages::of_ours(&facts.owned).is_some();
+            let back = packaged || self.comes_back(service.roles) && !ours;
             let order = |order| Step::Run {
                 words: services::words(facts.init, order, service.name),
                 fine: &[],
@@ -138,6 +140,10 @@ impl Remover<'_> {
         let from = table::kept(&self.facts.paths, &path);
         let kept = self.manifest.kept.remove(&name);
         self.manifest.made.remove(&name);
+        // Packages that have come after us keep their files.
+        if packages::of_ours(&self.facts.owned).is_some() && self.facts.owned.contains_key(&path) {
+            return;
+        }
         if kept && !self.purge && self.facts.is_there(&from) {
             if self.facts.at(&from).what != entry.what {
                 self.steps.push(Step::Restore { path, from });

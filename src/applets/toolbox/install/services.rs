@@ -66,6 +66,23 @@ pub(super) fn file(init: Init, name: &str) -> String {
     }
 }
 
+/// What shows why a service did not do as it was told, if that is what the words are about.
+pub(super) fn log(words: &[String]) -> Option<String> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["systemctl", "start" | "stop" | "restart", name] => {
+            Some(format!("journalctl -u {name} -n 20"))
+        }
+        ["rc-service", name, "start" | "stop" | "restart"] => {
+            Some(format!("rc-service {name} status, and the system's log"))
+        }
+        [script, "start" | "stop" | "restart"] if script.starts_with("/etc/init.d/") => {
+            Some("logread -e ctrl-exec".to_owned())
+        }
+        _ => None,
+    }
+}
+
 pub(super) fn words(init: Init, order: Order, name: &str) -> Vec<String> {
     let script = file(init, name);
     let verb = match order {
@@ -78,7 +95,8 @@ pub(super) fn words(init: Init, order: Order, name: &str) -> Vec<String> {
         Order::IsActive => "is-active",
     };
     let words: &[&str] = match (init, order) {
-        (Init::Systemd, _) => &["systemctl", "--quiet", verb, name],
+        // Not `--quiet`: that would keep back why something fails.
+        (Init::Systemd, _) => &["systemctl", verb, name],
         (Init::Openrc, Order::Enable) => &["rc-update", "add", name, "default"],
         (Init::Openrc, Order::Disable) => &["rc-update", "del", name, "default"],
         // Quick, and true without a running OpenRC too.
@@ -92,4 +110,23 @@ pub(super) fn words(init: Init, order: Order, name: &str) -> Vec<String> {
         _ => &[&script, verb],
     };
     words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_fails_has_a_log() {
+        let log = |init, order| log(&words(init, order, "ctrl-exec-agent")).unwrap_or_default();
+        assert_eq!(
+            log(Init::Systemd, Order::Restart),
+            "journalctl -u ctrl-exec-agent -n 20"
+        );
+        assert!(log(Init::Openrc, Order::Start).starts_with("rc-service ctrl-exec-agent status"));
+        assert_eq!(log(Init::Procd, Order::Stop), "logread -e ctrl-exec");
+        for init in [Init::Systemd, Init::Openrc, Init::Procd] {
+            assert_eq!(log(init, Order::Enable), "");
+        }
+    }
 }

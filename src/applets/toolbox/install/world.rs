@@ -2,15 +2,16 @@
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::core::config::diagnostics::printable;
 use crate::core::durable::DurableError;
 
 /// Longest that a program of the host may take: a service that is restarted may first see its requests through.
 const DEADLINE: Duration = Duration::from_secs(180);
 /// Most that is kept of what a program complains about, in bytes.
-const COMPLAINT: u64 = 8 * 1024;
+const COMPLAINT: usize = 4 * 1024;
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why it stopped, at which path, and what to do. What was done before stays; the same command goes on from there.
@@ -28,7 +29,7 @@ pub(super) enum Failure {
     Escapes { path: PathBuf, root: PathBuf },
     #[error("there is no account '{name}' in '{}': it should just have been made; give the same command again", .file.display())]
     NoAccount { name: &'static str, file: PathBuf },
-    #[error("'{words}' failed: {why}; mend that and give the same command again")]
+    #[error("'{words}' failed: {why}\nMend that and give the same command again")]
     Program { words: String, why: String },
 }
 
@@ -50,7 +51,44 @@ pub(super) struct World {
 pub(super) struct Ended {
     /// `None`: by a signal.
     pub(super) code: Option<i32>,
+    /// Safe to show; may have several lines.
     pub(super) complaint: String,
+}
+
+/// What a program complains about, as far as it is kept. The rest is read too, so that the pipe never keeps it waiting.
+struct Complaint {
+    from: Option<ChildStderr>,
+    bytes: Vec<u8>,
+}
+
+impl Complaint {
+    /// A daemon that was started may hold the pipe open for ever: nobody waits for its end.
+    fn new(from: Option<ChildStderr>) -> Self {
+        Self {
+            from: from.filter(|pipe| rustix::io::ioctl_fionbio(pipe, true).is_ok()),
+            bytes: Vec::new(),
+        }
+    }
+
+    /// What is there by now, and not for ever, of who never stops.
+    fn read(&mut self) {
+        let Some(from) = &mut self.from else { return };
+        let mut piece = [0; 1024];
+        for _ in 0..1024 {
+            let Ok(got @ 1..) = from.read(&mut piece) else {
+                return;
+            };
+            let room = COMPLAINT.saturating_sub(self.bytes.len()).min(got);
+            self.bytes.extend(piece.iter().take(room));
+        }
+    }
+
+    fn text(mut self) -> String {
+        self.read();
+        let text = String::from_utf8_lossy(&self.bytes);
+        let lines: Vec<String> = text.trim().lines().map(printable).collect();
+        lines.join("\n")
+    }
 }
 
 impl World {
@@ -117,6 +155,7 @@ impl World {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| failed(e.to_string()))?;
+        let mut complaint = Complaint::new(child.stderr.take());
         let end = Instant::now() + DEADLINE;
         let mut pause = Duration::from_millis(1);
         let status = loop {
@@ -126,21 +165,20 @@ impl World {
             if Instant::now() >= end {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(failed(format!("not done after {} s", DEADLINE.as_secs())));
+                let said = complaint.text();
+                return Err(failed(
+                    format!("not done after {} s\n{said}", DEADLINE.as_secs())
+                        .trim_end()
+                        .to_owned(),
+                ));
             }
+            complaint.read();
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
         };
-        let mut bytes = Vec::new();
-        if let Some(stderr) = child.stderr.take()
-            // A daemon that it has started may hold the pipe open: only what is there is read.
-            && rustix::io::ioctl_fionbio(&stderr, true).is_ok()
-        {
-            let _ = stderr.take(COMPLAINT).read_to_end(&mut bytes);
-        }
         Ok(Ended {
             code: status.code(),
-            complaint: String::from_utf8_lossy(&bytes).trim().to_owned(),
+            complaint: complaint.text(),
         })
     }
 }
@@ -177,6 +215,15 @@ mod tests {
         let words = |script: &str| ["sh", "-c", script].map(str::to_owned);
         let ended = world.run(&words("echo out; echo no >&2; exit 6")).unwrap();
         assert_eq!((ended.code, ended.complaint.as_str()), (Some(6), "no"));
+        // Nothing that a terminal would obey, and not without end.
+        let ended = world
+            .run(&words(r"printf 'a\033[2J\nb\n' >&2; exit 1"))
+            .unwrap();
+        assert_eq!(ended.complaint, "a\\u{1b}[2J\nb");
+        let ended = world
+            .run(&words("head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3"))
+            .unwrap();
+        assert_eq!((ended.code, ended.complaint.len()), (Some(3), COMPLAINT));
         // What it leaves running does not keep us.
         let ended = world.run(&words("sleep 5 & exit 0")).unwrap();
         assert_eq!(ended.code, Some(0));

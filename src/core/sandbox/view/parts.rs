@@ -128,14 +128,18 @@ impl Builder<'_> {
     /// Mounts strictly below a path.
     pub(super) fn below(&self, path: &Path) -> impl Iterator<Item = &Mount> {
         self.visible.iter().filter(move |mount| {
-            mount.point != path
-                && within(&mount.point, path)
-                && !(self.fresh_proc && path.starts_with("/proc"))
+            mount.point != path && within(&mount.point, path) && !self.is_anew(path)
         })
     }
 
+    /// It lies on the `/proc` that is mounted for this script: nothing of what the host (or what manages this container, which likes to
+    /// lay read-only mounts over parts of it) has mounted there is below it.
+    fn is_anew(&self, path: &Path) -> bool {
+        self.fresh_proc && path.starts_with("/proc")
+    }
+
     pub(super) fn own_flags(&self, path: &Path) -> MountFlags {
-        if self.fresh_proc && path.starts_with("/proc") {
+        if self.is_anew(path) {
             return PROC_FLAGS | MountFlags::RELATIME;
         }
         mountinfo::containing(self.visible, path).map_or(MountFlags::RELATIME, |mount| mount.flags)
@@ -143,7 +147,9 @@ impl Builder<'_> {
 
     /// Makes a path and all mounts below it read-only.
     pub(super) fn read_only(&self, path: &Path) -> Vec<Op> {
-        if self.attributes && self.visible.iter().any(|mount| mount.point == path) {
+        let is_mounted =
+            !self.is_anew(path) && self.visible.iter().any(|mount| mount.point == path);
+        if self.attributes && is_mounted {
             return vec![Op::Attributes {
                 path: text(path),
                 set: RDONLY,

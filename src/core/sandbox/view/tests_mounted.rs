@@ -12,7 +12,7 @@ use super::tests::{features, old_features, paths};
 use super::{Mounts, ViewOrder, plan};
 use crate::core::config::{Baseline, Devices, ProfileConfig, Protected};
 use crate::core::sandbox::features::Features;
-use crate::core::sandbox::{ProtectedPaths, Protections};
+use crate::core::sandbox::{Level, ProtectedPaths, Protection, Protections};
 use crate::core::sys::mounts::own_namespace_for_test;
 
 fn root_or_skip(test: &str) -> bool {
@@ -477,6 +477,39 @@ fn a_fresh_proc_has_its_switches_closed() {
         ));
         assert!(flags("/sys").contains(StatVfsMountFlags::RDONLY));
         assert!(flags("/sys/fs/cgroup").contains(StatVfsMountFlags::RDONLY));
+    });
+}
+
+#[test]
+fn what_is_laid_over_proc_beforehand_does_no_harm() {
+    on_every_kernel("what_is_laid_over_proc_beforehand", |features| {
+        // As systemd-nspawn and others do with the containers that they make.
+        for path in ["/proc/sys", "/proc/fs"] {
+            mount_bind(path, path).unwrap();
+            let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID;
+            mount_remount(path, flags, c"").unwrap();
+        }
+        mount_bind("/dev/null", "/proc/sys/kernel/random/boot_id").unwrap();
+        let mounts = Mounts::of(&fs::read_to_string("/proc/thread-self/mountinfo").unwrap());
+        // On the container's own, then on a fresh one over it.
+        for fresh_proc in [false, true] {
+            let profile = ProfileConfig::new(Baseline::Strict);
+            let order = ViewOrder {
+                profile: &profile,
+                protected: &protected(),
+                script: Path::new("/mnt/scripts/backup"),
+                copy: Some(b"checked".to_vec()),
+                fresh_proc,
+                features,
+                mounts: &mounts,
+            };
+            let mut report = Protections::default();
+            plan(order, &mut report).unwrap().apply().unwrap();
+            assert_eq!(report.0[&Protection::KernelTunables], Level::Enforced);
+            for path in ["/proc/sys", "/proc/sys/kernel", "/proc/fs"] {
+                assert!(flags(path).contains(StatVfsMountFlags::RDONLY), "{path}");
+            }
+        }
     });
 }
 
