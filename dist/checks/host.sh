@@ -16,7 +16,7 @@ make_root() {
     chmod 600 "$1/etc/shadow"
     printf '127.0.0.1 localhost web1.test web1\n' >"$1/etc/hosts"
     make_devices "$1/dev"
-    cp "$repo"/dist/checks/*.sh "$1/checks/"
+    cp "${repo:?}"/dist/checks/*.sh "$1/checks/"
     cp "$(binary)" "$1/checks/ctrl-exec" || return 1
     chmod 755 "$1/checks/ctrl-exec"
     case $2 in

@@ -79,6 +79,7 @@ night)
     echo x >/var/lib/written
     touch /etc/ctrl-exec-agent/agent.key
     expect "what is written is seen" within 10 grep -q 'root .*agent.key' /mnt/night
+    expect "on the RAM disk too" within 10 grep -q 'var .*/lib/written' /mnt/night
     rm /etc/written
     ;;
 reinstall)

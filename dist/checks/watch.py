@@ -4,7 +4,8 @@
     watch.py LOG NAME=DIR...
 
 A line is `NAME EVENTS PATH`. That somebody opens a file, reads it or closes it is none. `ready` is the first line. Directories that are made
-later are watched too; an event that the kernel had no room for is one called OVERFLOW. Ends when it is told to, by a signal."""
+later are watched too (files that were quicker are FOUND; UNWATCHED: it was not there any more); an event that the kernel had no room for is one
+called OVERFLOW. Ends when it is told to, by a signal."""
 import ctypes
 import os
 import struct
@@ -24,20 +25,29 @@ def main():
     if inotify < 0:
         raise OSError(ctypes.get_errno(), "inotify_init1")
     watched = {}
+    tops = {}
 
-    def watch(name, top, base):
-        """A tree on one file system, named as it is called below its top."""
+    def watch(name, base, new):
+        """A tree on one file system. By way of its top, which stays open: the root that this process sees may become another one."""
+        os.fchdir(tops[name])
         device = os.lstat(base).st_dev
-        for path, dirs, _ in os.walk(base):
+        for path, dirs, files in os.walk(base, onerror=lost):
             dirs[:] = [d for d in dirs if not os.path.islink(os.path.join(path, d)) and os.lstat(os.path.join(path, d)).st_dev == device]
             number = libc.inotify_add_watch(inotify, os.fsencode(path), WANTED | ONLY_DIR)
             if number < 0:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch", path)
-            watched[number] = (name, top, path)
+            watched[number] = (name, path)
+            # Made before there was a watch.
+            for entry in files if new else []:
+                log.write(f"{name} FOUND /{os.path.normpath(os.path.join(path, entry))}\n")
+
+    def lost(error):
+        raise error
 
     for word in sys.argv[2:]:
         name, top = word.split("=", 1)
-        watch(name, top, top)
+        tops[name] = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+        watch(name, ".", False)
     log.write("ready\n")
     while True:
         events = os.read(inotify, 65536)
@@ -51,16 +61,16 @@ def main():
                 continue
             if mask & IGNORED or number not in watched:
                 continue
-            name, top, folder = watched[number]
-            path = os.path.join(folder, entry) if entry else folder
+            name, folder = watched[number]
+            path = os.path.normpath(os.path.join(folder, entry))
             words = "+".join(word for bit, word in EVENTS.items() if mask & bit)
-            log.write(f"{name} {words} /{os.path.relpath(path, top)}\n")
+            log.write(f"{name} {words} /{path}\n")
             if mask & IS_DIR and mask & 0x180:
                 try:
-                    watch(name, top, path)
-                except OSError:
-                    # Gone again; that it was made has been written down.
-                    pass
+                    watch(name, path, True)
+                except OSError as error:
+                    # Gone again, most likely; whoever reads this decides.
+                    log.write(f"{name} UNWATCHED /{path} ({error.strerror})\n")
 
 
 main()
