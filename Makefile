@@ -16,7 +16,7 @@ help:
 	@echo "make static-all    every combination that is offered     make arch-check    try them under qemu-user"
 	@echo "make bench   ratios to references        make size    sizes and idle memory against the bounds"
 	@echo "make kernels boot the static binary on Linux 5.10, 6.1 and 6.12 in QEMU and try profiles there (root, Debian)"
-	@echo "make dist-check    service files under systemd's tools, OpenRC, a stand-in for procd, a simulated router (root, Debian); -full: more"
+	@echo "make dist-check    packages, and install and service files under systemd's tools, OpenRC, a simulated router (root, Debian); -full: more"
 	@echo "make dist    packages for Debian, Alpine, OpenWrt and containers in target/dist/packages (PARTIAL=1: of the binaries that are there)"
 	@echo "make lint    rustfmt, clippy, cargo deny make ci      everything that CI runs"
 	@echo "make manual  manual pages and shell completions in target/dist/share"
@@ -83,7 +83,7 @@ api-fuzz: static
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/api-fuzz.sh
 
 # Manual pages and shell completions, of what the programs say of themselves.
-manual:
+manual: deps
 	$(CARGO) run --quiet --locked --example manual -- target/dist/share
 
 # Packages of every binary that is offered, or (PARTIAL=1) of those that are there; docs/packages.md says what is made, and how it is signed.
@@ -92,16 +92,15 @@ dist: manual
 	sh dist/package/deps.sh
 	CARGO=$(CARGO) python3 dist/package/main.py $(if $(PARTIAL),--partial)
 
-# Service files and packages, as root; dist/checks/ has a program for each part, which can be run alone.
+# Service files and packages, as root; dist/checks/ has a program for each part, which can be run alone. Of the other machines' binaries those
+# that are there are packaged and looked at.
 dist-check:
 	$(MAKE) dist PARTIAL=1
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh
-	sh dist/checks/artefacts.sh
 
+# All packages, the binaries of other machines under qemu-user, and the newest OpenRC.
 dist-check-full: dist arch-check
 	CTRL_EXEC_TEST_BIN=$(CURDIR)/$(STATIC) sh dist/check.sh --full
-	sh dist/checks/artefacts.sh
-	sh dist/checks/deb.sh
 
 ci:
 	bash .ci/run

@@ -118,6 +118,9 @@ esac
 built=$built${wanted:+/examples}/$name
 result=target/dist/$name-$arch$suffix
 mkdir -p target/dist
-cp "$built" "$result.new"
-mv "$result.new" "$result"
+# Whoever uses it meanwhile has the old one or the new one; the same one is left alone.
+cmp -s "$built" "$result" || {
+    cp "$built" "$result.new"
+    mv "$result.new" "$result"
+}
 echo "$result ($way): $(wc -c <"$result") bytes"

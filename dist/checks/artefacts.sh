@@ -4,6 +4,7 @@
 # Needs root (package scripts run in a root of their own, images are started), minisign, lintian and a static busybox; as root it installs them.
 set -eu
 cd "$(dirname "$0")/../.."
+[ "${1:-}" != --full ] || shift
 
 packages=${1:-target/dist/packages}
 binaries=target/dist

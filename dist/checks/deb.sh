@@ -1,8 +1,10 @@
 #!/bin/sh
 # The Debian packages in a Debian of their own (debootstrap): installed, upgraded from a simulated 0.12.3 and back, removed, purged.
 #   deb.sh [DIR]    DIR: where `make dist` has put its packages (default target/dist/packages)
-# Needs root, debootstrap, openssl and a Debian mirror (DEBIAN_MIRROR). Mounts and processes live in a namespace that ends with the script.
+# Needs root, debootstrap, openssl and a Debian mirror (DEBIAN_MIRROR, else the one of this machine). Mounts and processes live in a namespace that ends with the script.
 set -eu
+cd "$(dirname "$0")/../.."
+[ "${1:-}" != --full ] || shift
 
 if [ "${1:-}" != --inside ]; then
     [ "$(id -u)" = 0 ] || { echo "deb.sh needs root: it makes a chroot." >&2; exit 1; }
@@ -14,13 +16,14 @@ if [ "${1:-}" != --inside ]; then
     work=$(mktemp -d)
     trap 'rm -rf --one-file-system "$work"' EXIT
     trap 'exit 1' INT TERM HUP
-    unshare --mount --pid --fork --kill-child sh "$0" --inside "$packages" "$work"
+    unshare --mount --pid --fork --kill-child sh dist/checks/deb.sh --inside "$packages" "$work"
     exit
 fi
 
 packages=$2 work=$3
 host=$(dpkg --print-architecture)
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+mirror=${DEBIAN_MIRROR:-$(sh dist/checks/packages.sh archive)}
+mirror=${mirror:-http://deb.debian.org/debian}
 root=$work/root
 checked=0
 

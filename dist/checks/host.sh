@@ -1,18 +1,45 @@
-# Sourced: a small host to try services on, made of busybox and the static binary, and a fleet of one on it. What is below `install_by_hand`
-# is what `ctrl-exec install` does on a real host.
+# Sourced: small hosts to try services on, made of busybox and the static binary, and a fleet of one on them. `ctrl-exec install` does there
+# what it does on a real one; only scripts, and what of a system it looks at, are put there by hand.
 
-# root DIR: programs, accounts, devices. Nothing of ctrl-exec yet.
+# make_root DIR SYSTEM: what every system has (alpine, openwrt), and how each is told from the others. Nothing of ctrl-exec but the file to
+# install, outside of every search path.
 make_root() {
-    for _dir in bin sbin usr/bin usr/sbin etc dev proc sys run tmp var/lib var/log root opt; do mkdir -p "$1/$_dir"; done
+    for _dir in bin sbin usr/bin usr/sbin etc/init.d dev proc sys tmp var/lib var/log root checks; do mkdir -p "$1/$_dir"; done
     chmod 1777 "$1/tmp"
     cp "$(command -v busybox)" "$1/bin/busybox"
     for _name in $("$1/bin/busybox" --list); do
         [ -e "$1/bin/$_name" ] || [ -e "$1/sbin/$_name" ] || ln -s busybox "$1/bin/$_name"
     done
-    printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nctrl-exec-agent:x:301:301:ctrl-exec agent service user:/nonexistent:/sbin/nologin\nctrl-exec:x:302:302:ctrl-exec dispatcher service user:/nonexistent:/sbin/nologin\n' >"$1/etc/passwd"
-    printf 'root:x:0:\nnogroup:x:65534:\nctrl-exec-agent:x:301:\nctrl-exec:x:302:\n' >"$1/etc/group"
+    printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$1/etc/passwd"
+    printf 'root:x:0:\nnogroup:x:65534:\n' >"$1/etc/group"
+    printf 'root::0:0:99999:7:::\nnobody:*:0:0:99999:7:::\n' >"$1/etc/shadow"
+    chmod 600 "$1/etc/shadow"
     printf '127.0.0.1 localhost web1.test web1\n' >"$1/etc/hosts"
     make_devices "$1/dev"
+    cp "${repo:?}"/dist/checks/*.sh "$1/checks/"
+    cp "$(binary)" "$1/checks/ctrl-exec" || return 1
+    chmod 755 "$1/checks/ctrl-exec"
+    case $2 in
+    alpine)
+        echo 3.22.0 >"$1/etc/alpine-release"
+        mkdir -p "$1/run"
+        ;;
+    openwrt)
+        # /var is the RAM disk, there is no /run, and no /opt.
+        printf "DISTRIB_ID='OpenWrt'\nDISTRIB_RELEASE='24.10.0'\nDISTRIB_ARCH='x86_64'\n" >"$1/etc/openwrt_release"
+        rm -r "${1:?}/var"
+        ln -s tmp "$1/var"
+        cp "$1/checks/procd-stub.sh" "$1/etc/rc.common"
+        cp "$1/checks/uci-stub.sh" "$1/sbin/uci"
+        printf '#!/bin/sh\nexit 1\n' >"$1/sbin/procd"
+        # shellcheck disable=SC2016
+        printf '#!/bin/sh\necho "$*" >>/tmp/ubus\n' >"$1/sbin/ubus"
+        chmod 755 "$1/sbin/uci" "$1/sbin/procd" "$1/sbin/ubus"
+        # The part that every package of a base system has: accounts outlive a new firmware.
+        mkdir -p "$1/lib/upgrade/keep.d" "$1/etc/rc.d"
+        printf '# base-files\n/etc/hosts\n/etc/group\n/etc/passwd\n/etc/shadow\n' >"$1/lib/upgrade/keep.d/base-files-essential"
+        ;;
+    esac
 }
 
 make_devices() { # directory
@@ -23,52 +50,40 @@ make_devices() { # directory
     mknod -m 666 "$1/tty" c 5 0
 }
 
-# First configuration and scripts, as above.
-seed() {
-    cat >"$1/etc/ctrl-exec-agent/agent.toml" <<END
-port = 7443
-script_dirs = ["/opt/ctrl-exec-scripts"]
-executor_socket = "$2"
+# The rest is for inside.
 
-[executor]
-baseline = "strict"
+# As a user does: the file is copied to the host, and told its role. What it says stands in /tmp/installed.
+install_here() { # role, options
+    cp /checks/ctrl-exec /tmp/ctrl-exec-new && /tmp/ctrl-exec-new install --role "$@" >/tmp/installed 2>&1
+    _installed=$?
+    rm -f /tmp/ctrl-exec-new
+    cat /tmp/installed
+    return "$_installed"
+}
 
-[profile.default]
-run_as = "nobody"
-END
-    cat >"$1/etc/ctrl-exec-agent/scripts.toml" <<'END'
+# Owner and mode of what an agent has.
+expect_agent_layout() { # state directory
+    same "install: /etc/ctrl-exec-agent" "750 root:ctrl-exec-agent" "$(stat -c '%a %U:%G' /etc/ctrl-exec-agent)"
+    same "install: agent.toml" "640 root:ctrl-exec-agent" "$(stat -c '%a %U:%G' /etc/ctrl-exec-agent/agent.toml)"
+    same "install: the state directory" "750 ctrl-exec-agent:ctrl-exec-agent" "$(stat -c '%a %U:%G' "$1")"
+    same "install: the directory of jobs" "750 ctrl-exec-agent:ctrl-exec-agent" "$(stat -c '%a %U:%G' "$1/runs")"
+    same "install: the scripts' directory" "755 root:ctrl-exec-agent" "$(stat -c '%a %U:%G' /opt/ctrl-exec-scripts)"
+}
+
+# What the administrator writes.
+add_scripts() {
+    cat >>/etc/ctrl-exec-agent/scripts.toml <<'END'
 [scripts.who]
 path = "/opt/ctrl-exec-scripts/who.sh"
 
 [scripts.slow]
 path = "/opt/ctrl-exec-scripts/slow.sh"
 END
-    printf '#!/bin/sh\nid -un\n' >"$1/opt/ctrl-exec-scripts/who.sh"
+    printf '#!/bin/sh\nid -un\n' >/opt/ctrl-exec-scripts/who.sh
     # shellcheck disable=SC2016
-    printf '#!/bin/sh\nsleep "${1:-3}"\necho slept\n' >"$1/opt/ctrl-exec-scripts/slow.sh"
+    printf '#!/bin/sh\nsleep "${1:-3}"\necho slept\n' >/opt/ctrl-exec-scripts/slow.sh
+    chmod 755 /opt/ctrl-exec-scripts/*.sh
 }
-
-# The programs, the directories with owners and modes, and a first configuration. DIR, and where the executor's socket is.
-install_by_hand() {
-    cp "$(binary)" "$1/usr/bin/ctrl-exec" || return 1
-    chmod 755 "$1/usr/bin/ctrl-exec"
-    for _name in ced cea ctrl-exec-agent ctrl-exec-dispatcher ctrl-exec-api; do ln -sf ctrl-exec "$1/usr/bin/$_name"; done
-    ln -sf ../bin/ctrl-exec "$1/usr/sbin/ctrl-exec-exec"
-    mkdir -p "$1/etc/ctrl-exec-agent" "$1/opt/ctrl-exec-scripts" "$1/etc/ctrl-exec"
-    chown 0:301 "$1/etc/ctrl-exec-agent"
-    chmod 0750 "$1/etc/ctrl-exec-agent"
-    # Open: the users of the profiles must get through.
-    chmod 0755 "$1/opt/ctrl-exec-scripts"
-    chown 0:302 "$1/etc/ctrl-exec"
-    chmod 2750 "$1/etc/ctrl-exec"
-    # Files that are there stay as they are.
-    [ -e "$1/etc/ctrl-exec-agent/agent.toml" ] || seed "$1" "$2"
-    chown 0:301 "$1"/etc/ctrl-exec-agent/*.toml
-    chmod 0640 "$1"/etc/ctrl-exec-agent/*.toml
-    chmod 0755 "$1"/opt/ctrl-exec-scripts/*.sh
-}
-
-# The rest is for inside.
 
 set_up_dispatcher() {
     ced setup-ca && ced setup-ctrl-exec --yes

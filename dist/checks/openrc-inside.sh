@@ -23,8 +23,9 @@ done
 touch /run/openrc/softlevel
 echo "openrc: $(openrc --version 2>&1 | head -n 1)"
 
+# With a deadline: a service that never comes up shall fail here, by its name.
 service() { # name verb
-    rc-service "ctrl-exec-$1" "$2" 2>&1
+    timeout 60 rc-service "ctrl-exec-$1" "$2" 2>&1
 }
 # Numbers of the processes whose words begin with these.
 processes() { # words
@@ -43,6 +44,21 @@ is_gone() { [ -z "$($1)" ]; }
 is_back() { [ -n "$($1)" ] && [ "$($1)" != "$2" ]; }
 logged() { grep -q "$1" /var/log/messages; }
 count() { grep -c "$1" /var/log/messages; }
+
+# The installation: platform and service manager are found by looking, all roles at once.
+mkdir -p /etc/runlevels/default
+expect "install: says that it would" install_here all --dry-run
+same "install --dry-run writes nothing" "" "$(find /etc /usr /var/lib -name '*ctrl-exec*')"
+cp /tmp/installed /tmp/announced
+expect "install" install_here all
+same "install does what the dry run has said" "$(cat /tmp/announced)" "$(cat /tmp/installed)"
+has "install: enables, and says what comes next" "$(cat /tmp/installed)" \
+    'Enabled: ctrl-exec-exec, ctrl-exec-agent, ctrl-exec-maintenance, ctrl-exec-api' request-pairing 'rc-service ctrl-exec-agent start'
+same "install: started at the next boot" "ctrl-exec-agent ctrl-exec-api ctrl-exec-exec ctrl-exec-maintenance" "$(cd /etc/runlevels/default && echo *)"
+expect "install: again" install_here all
+same "install: and nothing is left to do" "Nothing to do." "$(head -n 1 /tmp/installed)"
+expect_agent_layout /var/lib/ctrl-exec-agent
+add_scripts
 
 # Not paired: no start, one message.
 said=$(service agent start)
@@ -157,10 +173,17 @@ service agent zap >/dev/null
 expect "and starts when it can" service agent start
 expect "ping" within 10 pings
 
+# A newer program: what runs is restarted, with nothing lost.
+before=$(agent) executor_before=$(executor)
+echo >>/checks/ctrl-exec
+expect "install: a newer program" install_here all
+expect "install: it runs" cmp /checks/ctrl-exec "/proc/$(agent)/exe"
+expect "install: the agent was restarted" is_back agent "$before"
+expect "install: the executor was restarted" is_back executor "$executor_before"
+expect "a run" within 10 sh -c 'ced run web1.test who | grep -q nobody'
+
 # API and maintenance.
-chown ctrl-exec /etc/ctrl-exec/dispatcher.key
-chgrp -R ctrl-exec /etc/ctrl-exec /var/lib/ctrl-exec
-for dir in /var/lib/ctrl-exec /var/lib/ctrl-exec/agents; do chmod 2770 $dir; done
+for name in api maintenance; do service $name stop >/dev/null; done
 cp -p /etc/ctrl-exec/ctrl-exec.toml /tmp/dispatcher
 echo 'nonsense = 1' >>/etc/ctrl-exec/ctrl-exec.toml
 for name in api maintenance; do

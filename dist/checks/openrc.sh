@@ -1,6 +1,7 @@
 #!/bin/sh
-# The OpenRC scripts under a real OpenRC: unpacked into a small root with busybox as its shell, in namespaces of its own for mounts,
-# processes, names and network. An agent and its executor are paired with a dispatcher on the same host, over loopback.
+# `ctrl-exec install` on a simulated Alpine, and the OpenRC scripts that it puts there, under a real OpenRC: unpacked into a small root with
+# busybox as its shell, in namespaces of its own for mounts, processes, names and network. An agent and its executor are paired with a
+# dispatcher on the same host, over loopback.
 #
 #   openrc.sh [--full]     OpenRC of this Debian; --full: also the newest one, which waits for READY
 set -u
@@ -21,14 +22,9 @@ for suite in $suites; do
     root=${work:?}/$suite
     mkdir -p "$root"
     cp -a "$packages/." "$root/"
-    make_root "$root"
-    install_by_hand "$root" /run/ctrl-exec-agent/exec.sock || exit 2
-    for name in agent exec api maintenance; do cp "$repo/openrc/ctrl-exec-$name" "$root/etc/init.d/"; done
-    mkdir -p "$root/etc/conf.d" "$root/checks"
-    cp "$repo"/openrc/conf.d/* "$root/etc/conf.d/"
-    cp "$repo/dist/checks/lib.sh" "$repo/dist/checks/host.sh" "$repo/dist/checks/init.sh" "$repo/dist/checks/openrc-inside.sh" "$root/checks/"
+    make_root "$root" alpine || exit 2
     echo "-- OpenRC of Debian $suite"
-    timeout -s KILL 170 unshare --mount --pid --net --uts --fork --kill-child sh -c "
+    timeout -s KILL 240 unshare --mount --pid --net --uts --fork --kill-child sh -c "
         mount --bind '$root' '$root' && mount -t tmpfs -o mode=0755 run '$root/run' &&
         exec sh '$repo/dist/checks/enter.sh' '$root' /checks/openrc-inside.sh" >"$work/said" 2>&1 </dev/null
     status=$?

@@ -2,16 +2,23 @@
 # Fetches what the checks need and Debian has. OpenRC cannot be installed beside another init system: its packages are only unpacked.
 #
 #   packages.sh               installs missing tools (as root; otherwise says what to do)
+#   packages.sh archive       prints the address of the Debian archive that this machine uses
 #   packages.sh root SUITE    prints a folder with OpenRC of that suite and the libraries it needs, fetched once
 set -eu
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/ctrl-exec-checks
 
 [ -f /etc/debian_version ] || { echo "CANNOT: the tools for these checks come from Debian's archive, and this is not Debian" >&2; exit 2; }
 
+# The archive that this machine uses itself.
 archive() {
     cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
         sed -n -e 's/^URIs: *\([^ ]*\/debian\)\/* *$/\1/p' -e 's/^deb \(\[[^]]*\] \)*\([^ ]*\/debian\)\/* .*/\2/p' | head -n 1
 }
+
+if [ "${1:-}" = archive ]; then
+    archive
+    exit
+fi
 
 if [ "${1:-}" = root ]; then
     suite=$2
@@ -56,6 +63,15 @@ want dash dash
 want unshare util-linux
 want python3 python3
 want strace strace
+want pkill procps
+want ip iproute2
+want hostname hostname
+want openssl openssl
+want git git
+# For the packages: who signs, lints and installs them.
+want minisign minisign
+want lintian lintian
+want debootstrap debootstrap
 # Linked dynamically it does not run in a root of its own.
 if command -v busybox >/dev/null 2>&1 && ! ldd "$(command -v busybox)" 2>&1 | grep -q 'not a dynamic'; then missing="$missing busybox-static"; fi
 [ -n "$missing" ] || exit 0

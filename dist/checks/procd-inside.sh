@@ -7,6 +7,7 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 hostname web1.test
 ip link set lo up
 mkdir -p /var/run /var/log /var/lib /tmp/procd
+: >/tmp/procd/described
 syslogd -O /var/log/messages
 sleep 0.3
 
@@ -26,6 +27,26 @@ instances() { echo "$told" | grep -c '^instance'; }
 log_lines() { printf '%s' "$lines" | grep -c .; }
 set_param() { echo "$told" | sed -n "s/^$1 \{0,1\}//p"; }
 running() { rm -f /tmp/procd/running; for name in "$@"; do echo "ctrl-exec-$name" >>/tmp/procd/running; done; }
+
+# The installation: the platform is found by looking, all roles at once.
+expect "install: says that it would" install_here all --dry-run
+same "install --dry-run writes nothing" "" "$(find /etc /usr /lib -name '*ctrl-exec*')"
+cp /tmp/installed /tmp/announced
+expect "install" install_here all
+same "install does what the dry run has said" "$(cat /tmp/announced)" "$(cat /tmp/installed)"
+has "install: enables, and says what comes next" "$(cat /tmp/installed)" \
+    'Enabled: ctrl-exec-exec, ctrl-exec-agent, ctrl-exec-maintenance, ctrl-exec-api' request-pairing '/etc/init.d/ctrl-exec-agent start'
+same "install: nothing that is not set up was started" "" "$(grep '^instance' $D)"
+same "install: started at the next boot" "S94ctrl-exec-exec S95ctrl-exec-agent S96ctrl-exec-api S96ctrl-exec-maintenance" "$(cd /etc/rc.d && echo S*)"
+expect "install: again" install_here all
+same "install: and nothing is left to do" "Nothing to do." "$(head -n 1 /tmp/installed)"
+same "install: accounts have numbers of packages, and no shell" "65536 65537 /bin/false /bin/false" \
+    "$(id -u ctrl-exec-agent) $(id -u ctrl-exec) $(sed -n 's/^ctrl-exec.*://p' /etc/passwd | tr '\n' ' ' | sed 's/ $//')"
+same "install: accounts are locked" 2 "$(grep -c '^ctrl-exec[a-z-]*:!:' /etc/shadow)"
+expect_agent_layout /etc/ctrl-exec-agent/state
+same "install: the socket is where this system has such things" 'executor_socket = "/var/run/ctrl-exec-agent/exec.sock"' "$(grep ^executor_socket /etc/ctrl-exec-agent/agent.toml)"
+expect "install: no port is opened unasked" test ! -e /etc/uci-defaults/99-ctrl-exec-firewall
+add_scripts
 
 # Sourcing alone, as a build host does for `enable`.
 find / -xdev | grep -v -e '^/proc' -e '^/tmp' | sort >/tmp/before
@@ -47,12 +68,14 @@ changed=$(stat -c %Z /etc/ctrl-exec-agent/state)
 sleep 1.1
 act agent start
 same "and is not written again" "$changed" "$(stat -c %Z /etc/ctrl-exec-agent/state)"
+mv /etc/ctrl-exec/ctrl-exec.toml /tmp/
 for name in api maintenance; do
     act "$name" start
     same "$name without a configuration: no instance" 0 "$(instances)"
     same "$name: one log line" 1 "$(log_lines)"
 done
 
+mv /tmp/ctrl-exec.toml /etc/ctrl-exec/
 set_up_dispatcher >/tmp/setup 2>&1 || cat /tmp/setup
 expect "the host pairs with itself" pair_here
 
@@ -82,7 +105,7 @@ same "nothing that procd does not know" "" "$(echo "$told" | grep UNKNOWN)"
 # What is described is also what works.
 start_as() { # user, words
     # shellcheck disable=SC2086
-    start-stop-daemon -S -b -c "$1" -x "$2" -- $3
+    start-stop-daemon -S -b -c "$1" -x "$2" -- ${3:-}
 }
 start_as root /usr/sbin/ctrl-exec-exec "serve /var/run/ctrl-exec-agent/exec.sock /etc/ctrl-exec-agent/agent.conf /etc/ctrl-exec-agent/scripts.conf ctrl-exec-agent"
 start_as ctrl-exec-agent /usr/bin/ctrl-exec-agent serve
@@ -123,7 +146,7 @@ for pair in agent:agent exec:executor api:api maintenance:maintenance; do
     same "$name disabled: reload stops it" "kill ctrl-exec-$name" "$told"
     running
     uci_forget
-    expect "$name: the shipped configuration has its section" grep -q "^config service '$section'" /checks/ctrl-exec.config
+    expect "$name: the shipped configuration has its section" grep -q "^config service '$section'" /etc/config/ctrl-exec
 done
 # Where the agent asks is where the executor listens.
 sed -i 's,^executor_socket.*,executor_socket = "/run/elsewhere/e.sock",' /etc/ctrl-exec-agent/agent.toml
@@ -131,12 +154,40 @@ act exec start
 has "the executor listens where the agent asks" "$(set_param command)" 'serve /run/elsewhere/e.sock '
 cat /tmp/good >/etc/ctrl-exec-agent/agent.toml
 
-# API and maintenance.
-# Whatever root has made there before.
+# A newer program: what runs is restarted, the executor first.
+running agent exec
+: >$D
+echo >>/checks/ctrl-exec
+expect "install: a newer program" install_here all
+same "install: what runs is restarted" "ctrl-exec-exec ctrl-exec-agent" "$(sed -n 's/^kill //p' $D | tr '\n' ' ' | sed 's/ $//')"
+expect "install: the newer one is in its place" cmp /checks/ctrl-exec /usr/bin/ctrl-exec
+# What would not start again is not touched.
+echo >>/checks/ctrl-exec
+echo 'nonsense = 1' | cat - /tmp/good >/etc/ctrl-exec-agent/agent.toml
+: >$D
+expect "install: refuses if what runs would not start again" not install_here all
+has "install: and says why" "$(cat /tmp/installed)" nonsense 'Nothing has been changed'
+same "install: nothing was restarted" "" "$(cat $D)"
+cat /tmp/good >/etc/ctrl-exec-agent/agent.toml
+running
+
+# After a reboot the RAM disk is empty. Whoever comes first, the API shares locks and records with root.
+rm -rf /var/lib/ctrl-exec
+same "a run of root's" nobody "$(ced run web1.test who 2>/tmp/err | grep -x nobody)"
+echo 'api_auth_default = "allow"' >>/etc/ctrl-exec/ctrl-exec.toml
 act api start
 same "api: command and user" "/usr/bin/ctrl-exec-api ctrl-exec ctrl-exec" "$(set_param command) $(set_param user) $(set_param group)"
 same "api: time for requests" 40 "$(set_param term_timeout)"
-same "api: records are shared with root" "2770 root:ctrl-exec" "$(stat -c '%a %U:%G' /var/lib/ctrl-exec/runs)"
+for dir in /var/lib/ctrl-exec /var/lib/ctrl-exec/locks /var/lib/ctrl-exec/runs; do
+    same "api: $dir is shared with root" "2770 root:ctrl-exec" "$(stat -c '%a %U:%G' $dir)"
+done
+start_as ctrl-exec /usr/bin/ctrl-exec-api
+asks() { # body: what POST /run answers
+    printf 'POST /run HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %s\r\n\r\n%s' ${#1} "$1" | nc -w 20 127.0.0.1 7445
+}
+api_runs() { asks '{"hosts":["web1.test"],"script":"who"}' >/tmp/answer; grep -q nobody /tmp/answer; }
+expect "api: runs the same script" within 10 api_runs
+grep -q nobody /tmp/answer || cat /tmp/answer
 act maintenance start
 same "maintenance: command" "/usr/bin/ctrl-exec-dispatcher maintain --daemon" "$(set_param command)"
 for name in api maintenance; do
@@ -162,15 +213,16 @@ expect "and HUP makes the real agent read everything anew" within 5 reloaded
 
 # The firewall, on request.
 mkdir -p /tmp/uci
-firewall() { sh /etc/uci-defaults/99-ctrl-exec-firewall; }
+firewall() { sh /checks/99-ctrl-exec-firewall; }
 rules() { grep -c '=rule$' /tmp/uci/firewall; }
 commits() { wc -l </tmp/uci/firewall.commits; }
-expect "firewall: runs" firewall
+expect "firewall: install --open-port" install_here agent --open-port
+expect "firewall: its script has run, once" test ! -e /etc/uci-defaults/99-ctrl-exec-firewall
 same "firewall: one rule, for the LAN" "Allow-ctrl-exec-agent-lan lan tcp 7443 ACCEPT" "$(for o in name src proto dest_port target; do uci get "firewall.@rule[0].$o"; done | tr '\n' ' ' | sed 's/ $//')"
 same "firewall: only that one" 1 "$(rules)"
 firewall
 same "firewall: again, nothing is written" "1 rules, 1 commits" "$(rules) rules, $(commits) commits"
-sed -i 's/^port = .*/port = 7555/' /etc/ctrl-exec-agent/agent.toml
+sed -i '1i port = 7555' /etc/ctrl-exec-agent/agent.toml
 firewall
 same "firewall: another port in agent.toml" "1 rules, 7555" "$(rules) rules, $(uci get 'firewall.@rule[0].dest_port')"
 uci set ctrl-exec.firewall=firewall
@@ -198,7 +250,7 @@ same "firewall: and are not doubled" 3 "$(rules)"
 
 # What a firmware upgrade keeps is all that cannot be made again.
 kept() {
-    find /etc/ctrl-exec /etc/ctrl-exec-agent /opt/ctrl-exec-scripts -type f | while read -r file; do
+    find /etc/ctrl-exec /etc/ctrl-exec-agent /etc/ctrl-exec-install /opt/ctrl-exec-scripts -type f | while read -r file; do
         grep -v '^#' /lib/upgrade/keep.d/ctrl-exec | while read -r prefix; do
             case $file in "$prefix"*) echo yes ;; esac
         done | grep -q yes || echo "$file"

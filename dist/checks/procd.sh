@@ -1,6 +1,6 @@
 #!/bin/sh
-# The procd scripts under busybox ash, with stand-ins for rc.common, procd and uci, but with the real program and a real pairing, in a small
-# root and in namespaces of their own.
+# `ctrl-exec install` on a simulated OpenWrt, and the procd scripts that it puts there, under busybox ash, with stand-ins for rc.common, procd
+# and uci, but with the real program and a real pairing, in a small root and in namespaces of their own.
 set -u
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 # shellcheck source=dist/checks/lib.sh
@@ -12,21 +12,10 @@ unshare --mount --pid --net --uts --fork true 2>/dev/null || cannot "this kernel
 make_work
 root=${work:?}/root
 mkdir -p "$root"
-make_root "$root"
-# As on OpenWrt: /var is the RAM disk.
-rm -r "${root:?}/var"
-ln -s tmp "$root/var"
-install_by_hand "$root" /var/run/ctrl-exec-agent/exec.sock || exit 2
-mkdir -p "$root/etc/init.d" "$root/etc/uci-defaults" "$root/etc/hotplug.d/ntp" "$root/lib/upgrade/keep.d" "$root/checks"
-for name in agent exec api maintenance; do cp "$repo/procd/ctrl-exec-$name" "$root/etc/init.d/"; done
-cp "$repo/procd/uci-defaults/99-ctrl-exec-firewall" "$root/etc/uci-defaults/"
-cp "$repo/procd/hotplug-ntp/90-ctrl-exec" "$root/etc/hotplug.d/ntp/"
-cp "$repo/procd/keep.d/ctrl-exec" "$root/lib/upgrade/keep.d/"
-cp "$repo"/dist/checks/*.sh "$repo/procd/ctrl-exec.config" "$root/checks/"
-cp "$repo/dist/checks/uci-stub.sh" "$root/sbin/uci"
-printf '#!/bin/sh\necho "$*" >>/tmp/ubus\n' >"$root/sbin/ubus"
-chmod 755 "$root/sbin/uci" "$root/sbin/ubus"
-timeout -s KILL 120 unshare --mount --pid --net --uts --fork --kill-child sh -c "
+make_root "$root" openwrt || exit 2
+# Runs once and removes itself; here it is looked at several times.
+cp "$repo/procd/uci-defaults/99-ctrl-exec-firewall" "$root/checks/"
+timeout -s KILL 180 unshare --mount --pid --net --uts --fork --kill-child sh -c "
     mount --bind '$root' '$root' && mount -t tmpfs -o mode=1777 tmp '$root/tmp' &&
     exec sh '$repo/dist/checks/enter.sh' '$root' /checks/procd-inside.sh" >"$work/said" 2>&1 </dev/null
 status=$?

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What router.sh runs as the first process of the router, once per boot: pair, run, or day.
+# What router.sh runs as the first process of the router, once per boot: install, pair, run, day, night, reinstall, uninstall.
 set -u
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 . /checks/lib.sh
@@ -8,33 +8,32 @@ rm -f /dev/null
 make_devices /dev
 hostname web1.test
 ip link set lo up
-mkdir -p /var/run /var/log /var/lib /mnt/control
+mkdir -p /var/run /var/log /var/lib
 syslogd -O /mnt/messages
 # The dispatcher is another host, as far as one machine can be two: everything that it has is below this folder.
-control() { CTRL_EXEC_ROOT=/mnt/control "$@"; }
-runs_as() { control ced run web1.test who 2>/tmp/said | grep -q -x "$1"; }
-pings() { control ced ping web1.test 2>/tmp/said | grep -q -E '^web1.test +ok '; }
-
-# Asks the init script, then does what procd would do.
-start() { # service
-    mkdir -p /tmp/procd
-    : >/tmp/procd/described
-    sh /checks/procd-stub.sh "/etc/init.d/ctrl-exec-$1" start
-    words=$(sed -n 's/^command //p' /tmp/procd/described)
-    user=$(sed -n 's/^user //p' /tmp/procd/described)
-    [ -n "$words" ] || return 1
-    # shellcheck disable=SC2086
-    set -- $words
-    prog=$1
-    shift
-    start-stop-daemon -S -b -c "${user:-root}" -x "$prog" -- "$@"
-}
+control() { CTRL_EXEC_ROOT=/mnt/control PATH=/mnt/control/bin:$PATH "$@"; }
+runs_as() { control ced run web1.test who 2>/mnt/said | grep -q -x "$1"; }
+pings() { control ced ping web1.test 2>/mnt/said | grep -q -E '^web1.test +ok '; }
+runs() { grep -q -x "ctrl-exec-$1" /tmp/procd/running 2>/dev/null; }
+boot() { for script in /etc/rc.d/S*ctrl-exec*; do "$script" boot; done; }
 
 case $1 in
-pair)
+install)
     same "/var is a RAM disk" tmpfs "$(stat -f -c %T /var/)"
     expect "/etc is none" not test "$(stat -f -c %T /etc)" = tmpfs
-    expect "an unpaired agent does not start" not start agent
+    expect "install" install_here agent
+    has "install: enables, and says what comes next" "$(cat /tmp/installed)" 'Enabled: ctrl-exec-exec, ctrl-exec-agent' \
+        '/etc/init.d/ctrl-exec-agent start' 'Port 7443'
+    expect_agent_layout /etc/ctrl-exec-agent/state
+    expect "install: again" install_here agent
+    same "install: and nothing is left to do" "Nothing to do." "$(head -n 1 /tmp/installed)"
+    add_scripts
+    boot
+    expect "unpaired, nothing is started but the executor" not runs agent
+    ;;
+pair)
+    boot
+    expect "an unpaired agent does not start" not runs agent
     control ced setup-ca >/dev/null
     control ced setup-ctrl-exec --yes >/dev/null
     control ced pairing-mode start >/dev/null
@@ -42,35 +41,65 @@ pair)
     expect "approve" control ced approve "$id"
     expect "paired" within 20 cea paired
     control ced pairing-mode stop >/dev/null
-    expect "executor" start exec
-    expect "agent" start agent
+    expect "agent" /etc/init.d/ctrl-exec-agent start
+    expect "executor" /etc/init.d/ctrl-exec-exec restart
     expect "run" within 10 runs_as nobody
     ;;
 run)
     expect "the RAM disk is empty" test ! -e /var/run/ctrl-exec-agent
-    expect "executor" start exec
-    expect "agent" start agent
+    boot
     expect "run, without pairing again" within 10 runs_as nobody
     ;;
 day)
     # The clocks of both are moved by five minutes after each ping.
-    export CTRL_EXEC_CLOCK_OFFSET_FILE=/tmp/clock
-    echo 0 >/tmp/clock
-    expect "executor" start exec
-    expect "agent" start agent
+    export CTRL_EXEC_CLOCK_OFFSET_FILE=/mnt/clock
+    echo 0 >/mnt/clock
+    expect "who watches is ready" within 20 grep -q -x ready /mnt/day
+    boot
     expect "ping" within 10 pings
-    before=$(find /var/ -xdev -type f -exec stat -c '%n %i %s %Y %Z' {} + | grep -v -e /clock -e /procd/ -e /said | sort)
+    expect "run" runs_as nobody
+    : >/var/mark-dawn
     answered=0 ran=0 minute=0
     while [ $minute -lt 1440 ]; do
         minute=$((minute + 5))
-        echo $((minute * 60)) >/tmp/clock
+        echo $((minute * 60)) >/mnt/clock
         pings && answered=$((answered + 1))
         if [ $((minute % 60)) = 0 ]; then runs_as nobody && ran=$((ran + 1)); fi
     done
+    : >/var/mark-dusk
     same "pings and runs of a day are answered" "288 24" "$answered $ran"
-    after=$(find /var/ -xdev -type f -exec stat -c '%n %i %s %Y %Z' {} + | grep -v -e /clock -e /procd/ -e /said | sort)
-    same "no file below /var was written either" "$before" "$after"
     expect "the log shows the pings" grep -q 'ctrl-exec-agent.*ACTION=ping' /mnt/messages
+    echo "on /var: $(find /var/ -xdev ! -type d ! -name 'mark-*' | tr '\n' ' ')"
+    ;;
+night)
+    # Whoever watches must see these.
+    expect "who watches is ready" within 20 grep -q -x ready /mnt/night
+    : >/etc/written
+    echo x >>/etc/written
+    echo x >/var/lib/written
+    touch /etc/ctrl-exec-agent/agent.key
+    expect "what is written is seen" within 10 grep -q 'root .*agent.key' /mnt/night
+    expect "on the RAM disk too" within 10 grep -q 'var .*/lib/written' /mnt/night
+    rm /etc/written
+    ;;
+reinstall)
+    expect "accounts were kept" id ctrl-exec-agent
+    expect "install" install_here agent
+    has "install: what was there stays, and is started" "$(cat /tmp/installed)" 'binary  /usr/bin/ctrl-exec' 'Enabled: ctrl-exec-exec, ctrl-exec-agent' \
+        '/etc/init.d/ctrl-exec-agent start'
+    expect "install: writes no configuration and makes no account" not grep -E '^(seed|user|group|folder)' /tmp/installed
+    expect "install: does not ask for pairing" not grep request-pairing /tmp/installed
+    expect "run, without pairing again" within 10 runs_as nobody
+    ;;
+uninstall)
+    boot
+    expect "ping" within 10 pings
+    # Those of the administrator would stay.
+    rm /opt/ctrl-exec-scripts/*
+    expect "uninstall --purge" ctrl-exec uninstall --purge
+    expect "nothing runs" not pidof ctrl-exec-agent ctrl-exec-exec ctrl-exec
+    same "nothing is left" "" "$(find / -xdev -name '*ctrl-exec*' ! -path '/checks/*' ! -path '/mnt/*' ! -path '/proc/*'; find /tmp/ -name '*ctrl-exec*' ! -path '/tmp/procd/*')"
+    same "no account is left" "" "$(grep ctrl-exec /etc/passwd /etc/group /etc/shadow)"
     ;;
 esac
 finish

@@ -1,7 +1,8 @@
 #!/bin/sh
-# A simulated OpenWrt router: a root that cannot be written with an overlay on top ("flash"), /var on a RAM disk, procd's scripts. It is
-# paired with a dispatcher, rebooted (overlay kept, RAM disk lost), pinged for a simulated day while the flash is watched, and its firmware
-# is replaced (only what sysupgrade keeps is left, then the program is put back).
+# A simulated OpenWrt router: a root that cannot be written with an overlay on top ("flash"), /var on a RAM disk, a stand-in for procd. The
+# program is installed as a user does it, paired with a dispatcher, rebooted (overlay kept, RAM disk lost), and pinged for a simulated day
+# while inotify looks at everything that is written. Then its firmware is replaced (only what sysupgrade keeps is left), and the program is
+# installed again.
 set -u
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 # shellcheck source=dist/checks/lib.sh
@@ -14,28 +15,29 @@ grep -q -w overlay /proc/filesystems || modprobe overlay 2>/dev/null || cannot "
 make_work
 cd "${work:?}" || exit 1
 # rom: the firmware. upper: the flash. mnt: the other side of the network (dispatcher) and the log, which are not the router's.
-mkdir rom rom/mnt rom/.old upper workdir merged mnt
-make_root rom
-rm -r rom/var
-ln -s tmp rom/var
-mkdir -p rom/etc/init.d rom/lib/upgrade/keep.d rom/checks
-cp "$repo"/dist/checks/*.sh rom/checks/
+mkdir rom rom/mnt rom/.old upper workdir merged mnt mnt/control
+make_root rom openwrt || exit 2
+# Services are started and ended, too.
+: >rom/etc/procd-starts
+# The dispatcher's programs are not the router's either.
+mkdir -p mnt/control/etc mnt/control/bin
+cp rom/checks/ctrl-exec mnt/control/bin/ctrl-exec
+ln -s ctrl-exec mnt/control/bin/ced
 
-# Service files, as a package or `ctrl-exec install` brings them.
-install_services() { # root
-    mkdir -p "$1/etc/config" "$1/etc/init.d" "$1/lib/upgrade/keep.d"
-    for _name in agent exec; do cp "$repo/procd/ctrl-exec-$_name" "$1/etc/init.d/"; done
-    cp "$repo/procd/keep.d/ctrl-exec" "$1/lib/upgrade/keep.d/"
-    [ -e "$1/etc/config/ctrl-exec" ] || cp "$repo/procd/ctrl-exec.config" "$1/etc/config/ctrl-exec"
-}
-
-# boot PHASE: what is written outside of /tmp goes to the flash and stays; everything else ends with it.
+# boot PHASE [SECONDS]: what is written outside of /tmp goes to the flash and stays; everything else ends with it. The day is watched from
+# outside of the host: at the flash itself, and at what its programs see as /etc and /var, because a change of what is in a file is told of
+# only where the file was opened.
 boot() {
     echo "-- $1"
-    timeout -s KILL 150 unshare --mount --pid --net --uts --fork --kill-child sh -c "
+    timeout -s KILL "${2:-100}" unshare --mount --pid --net --uts --fork --kill-child sh -c "
         mount -t overlay -o lowerdir='$work/rom',upperdir='$work/upper',workdir='$work/workdir' router '$work/merged' &&
         mount -t tmpfs -o mode=1777 tmp '$work/merged/tmp' &&
-        mount --bind '$work/mnt' '$work/merged/mnt' && mount -t tmpfs -o mode=0755 dev '$work/merged/dev' &&
+        mount --bind '$work/mnt' '$work/merged/mnt' && mount -t tmpfs -o mode=0755 dev '$work/merged/dev' || exit
+        if [ '$1' = day ] || [ '$1' = night ]; then
+            /usr/bin/python3 -I '$repo/dist/checks/watch.py' '$work/mnt/$1' flash='$work/upper' root='$work/merged' var='$work/merged/tmp' &
+            # It has read all that it needs before the root changes.
+            for _ in 1 2 3 4 5 6 7 8 9 10; do grep -q ready '$work/mnt/$1' 2>/dev/null || sleep 1; done
+        fi
         exec sh '$repo/dist/checks/enter.sh' '$work/merged' /checks/router-inside.sh $1" >said 2>&1 </dev/null
     _status=$?
     cat said
@@ -47,19 +49,8 @@ boot() {
 # What the flash holds, with everything that a write changes.
 flash() { (cd upper && find . -printf '%p %y %i %s %m %U:%G %T@ %C@\n' | sort); }
 
-# Into the overlay, by way of a mount as on the router.
-with_flash() { # command...
-    # shellcheck disable=SC2016
-    unshare --mount sh -c '
-        mount -t overlay -o "lowerdir=$1/rom,upperdir=$1/upper,workdir=$1/workdir" router "$1/merged" || exit 2
-        . "$1/rom/checks/lib.sh"
-        . "$1/rom/checks/host.sh"
-        repo=$2 work=$1
-        shift 2
-        "$@"' sh "$work" "$repo" "$@"
-}
-expect "the program is installed" with_flash install_by_hand "$work/merged" /var/run/ctrl-exec-agent/exec.sock
-install_services upper
+boot install
+expect "the program is on the flash" test -x upper/usr/bin/ctrl-exec
 boot pair
 expect "state is on the flash" test -s upper/etc/ctrl-exec-agent/state/ctrl-exec-dispatchers
 expect "nothing was put where a reboot loses it" test ! -e upper/var
@@ -67,21 +58,31 @@ same "the kernel's /run is not on the flash" "" "$(find upper/run -type f 2>/dev
 
 boot run
 before=$(flash)
-boot day
+boot day 240
 after=$(flash)
-same "no file on the flash was written in a day of pings" "" "$(printf '%s\n%s\n' "$before" "$after" | sort | uniq -u)"
-# The comparison must be able to find something.
-touch upper/etc/ctrl-exec-agent/agent.key
-expect "a single touch would have been seen" not test "$(flash)" = "$after"
+# Between the two marks that the host itself has set: counted by inotify. Then by comparison, which sees what inotify cannot (mapped memory).
+day() { sed -n '/ CREATE .*\/mark-dawn$/,/ CREATE .*\/mark-dusk$/p' mnt/day | grep "^$1 " | grep -v '/mark-d[a-z]*$'; }
+awk '!/^ready$/ { n[$1] += 1 } END { for (name in n) print "note: with start and end " n[name] " writes on " name }' mnt/day
+expect "inotify lost nothing" not grep -e OVERFLOW -e UNWATCHED mnt/day
+same "both marks were seen" 2 "$(grep -c '^var CREATE /mark-\(dawn\|dusk\)$' mnt/day)"
+same "inotify: nothing on the flash was written in a day of pings" "" "$(day flash)"
+same "inotify: nothing below /etc, /usr and elsewhere" "" "$(day root)"
+same "inotify: nothing below /var" "" "$(day var)"
+same "no file on the flash differs after a day of pings" "$before" "$after"
+# Both must be able to find something.
+boot night
+for what in 'flash CREATE /etc/written' 'root CREATE /etc/written' 'root MODIFY /etc/written' 'flash ATTRIB /etc/ctrl-exec-agent/agent.key' 'root ATTRIB /etc/ctrl-exec-agent/agent.key' 'var CREATE /lib/written' 'var MODIFY /lib/written'; do
+    expect "a single write is counted: $what" grep -q -x "$what" mnt/night
+done
+same "and makes a difference" "./etc/ctrl-exec-agent/agent.key" "$(printf '%s\n%s\n' "$after" "$(flash)" | sort | uniq -u | sed 's/ .*//' | grep agent.key | uniq)"
 
-# Another firmware: only what is on the list, and the accounts, which the base system keeps.
-# shellcheck disable=SC2046
-(cd upper && tar -c -f "$work/kept.tar" $(sed -e '/^#/d' -e 's,^/,,' lib/upgrade/keep.d/ctrl-exec))
+# Another firmware: only what is on the lists of the packages that are installed.
+(cd upper && cat ../rom/lib/upgrade/keep.d/* lib/upgrade/keep.d/* | sed -e '/^#/d' -e 's,^/,,' | while read -r kept; do [ ! -e "$kept" ] || echo "$kept"; done >../list && tar -c -f ../kept.tar -T ../list)
 rm -r upper workdir
 mkdir upper workdir
 tar -x -p -f kept.tar -C upper
 expect "the program is gone with the old firmware" test ! -e upper/usr/bin/ctrl-exec
-expect "the program is installed again" with_flash install_by_hand "$work/merged" /var/run/ctrl-exec-agent/exec.sock
-install_services upper
+boot reinstall
 boot run
+boot uninstall
 finish

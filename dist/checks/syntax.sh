@@ -17,6 +17,7 @@ for file in openrc/ctrl-exec-* openrc/conf.d/* procd/ctrl-exec-* procd/hotplug-n
     *) expect "$file: shellcheck" lint -e SC2034,SC3043,SC1091,SC2181 "$file" ;;
     esac
 done
+for file in dist/checks/*.py; do expect "$file: python" python3 -c 'import ast, sys; ast.parse(open(sys.argv[1]).read())' "$file"; done
 # What rc.common and OpenRC insist on.
 for file in openrc/ctrl-exec-*; do same "$file: first line" '#!/sbin/openrc-run' "$(head -n 1 "$file")"; done
 for file in procd/ctrl-exec-agent procd/ctrl-exec-exec procd/ctrl-exec-api procd/ctrl-exec-maintenance; do

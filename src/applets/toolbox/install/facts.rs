@@ -231,8 +231,12 @@ impl Facts {
                 }
             }
         }
+        // Elsewhere it is the same as `/run`.
+        let volatile = self.paths.platform() == Platform::VolatileVar;
         for (_, path) in table::TREES.iter().chain(table::OLD_ALIASES) {
-            want(PathBuf::from(path), false);
+            if volatile || !path.starts_with("/var/run/") {
+                want(PathBuf::from(path), false);
+            }
         }
         for path in [table::STALE_DROP_IN, table::OLD_LIBRARY] {
             want(PathBuf::from(path), false);

@@ -176,7 +176,7 @@ impl Remover<'_> {
                 .iter()
                 .filter(|(roles, tree)| self.goes(*roles) && facts.is_there(Path::new(tree)))
                 .map(|(_, tree)| *tree)
-                .filter(|tree| !tree.starts_with("/run/"))
+                .filter(|tree| !tree.contains("/run/"))
                 .collect();
             if !kept.is_empty() {
                 notes.push(format!(

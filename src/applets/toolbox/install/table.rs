@@ -188,14 +188,16 @@ pub(super) fn kept(paths: &Paths, path: &Path) -> PathBuf {
         .join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// What `--purge` removes with all that is in it.
+/// What `--purge` removes with all that is in it. Those below `/var/run` are only looked for where there is no `/run`.
 pub(super) static TREES: &[(Roles, &str)] = &[
     (AGENT, "/etc/ctrl-exec-agent"),
     (AGENT, "/var/lib/ctrl-exec-agent"),
     (AGENT, "/run/ctrl-exec-agent"),
+    (AGENT, "/var/run/ctrl-exec-agent"),
     (SENDING, "/etc/ctrl-exec"),
     (SENDING, "/var/lib/ctrl-exec"),
     (SENDING, "/run/ctrl-exec"),
+    (SENDING, "/var/run/ctrl-exec"),
 ];
 
 const fn row(roles: Roles, place: Place, kind: Kind, mode: u32, owner: Who) -> Row {
