@@ -112,8 +112,8 @@ native)
     ;;
 debian)
     sh "$0" --tools
-    # Zig links a program for fixed addresses; code that could lie anywhere would only be longer.
-    extra="$extra -Crelocation-model=static"
+    # Zig links a program for fixed addresses; code that could lie anywhere would only be longer. On MIPS the executor so built died of SIGBUS.
+    [ "$arch" = mipsel ] || extra="$extra -Crelocation-model=static"
     # A panic says what was wrong and in which file, without line and column; on a router, where a KiB is worth more, no file either.
     if [ -n "$suffix" ]; then place=none; else place=file; fi
     extra="$extra -Zlocation-detail=$place"
