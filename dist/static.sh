@@ -87,6 +87,8 @@ for sources in "${CARGO_HOME:-${HOME:-/root}/.cargo}"/registry/src/*/; do
 done
 extra=
 case $arch in
+# Addresses are absolute below, so a table of jumps has 8 bytes per entry here: few cases are compared one by one.
+x86_64) extra=-Cllvm-args=-min-jump-table-entries=8 ;;
 # Where musl once had a time of 32 bits, it is told to use the one of 64: certificates do not end in 2038.
 armv7)
     export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
@@ -110,6 +112,19 @@ native)
     ;;
 debian)
     sh "$0" --tools
+    # Zig links a program for fixed addresses; code that could lie anywhere would only be longer. On MIPS the executor so built died of SIGBUS.
+    [ "$arch" = mipsel ] || extra="$extra -Crelocation-model=static"
+    # A panic says what was wrong and in which file, without line and column; on a router, where a KiB is worth more, no file either.
+    if [ -n "$suffix" ]; then place=none; else place=file; fi
+    extra="$extra -Zlocation-detail=$place"
+    # An unwinder that has nothing to unwind. On 32 bits libunwind is wanted for more, and the stand-in would be there twice.
+    case $arch in
+    x86_64 | aarch64)
+        mkdir -p target/dist
+        "$venv/bin/python" -m ziglang cc -target "$arch-linux-musl" -Oz -ffunction-sections -c dist/unwind.c -o "target/dist/unwind-$arch.o"
+        extra="$extra -Clink-arg=target/dist/unwind-$arch.o"
+        ;;
+    esac
     PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags -Clink-self-contained=no $extra" \
         "$venv/bin/cargo-zigbuild" zigbuild --locked --release $features $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release
@@ -118,9 +133,27 @@ esac
 built=$built${wanted:+/examples}/$name
 result=target/dist/$name-$arch$suffix
 mkdir -p target/dist
+cp "$built" "$result.new"
+# LLVM describes every MIPS procedure to debuggers in a section that the linker's stripping leaves: a sixth of the file, never loaded.
+# What lies behind the loaded part goes, and with it the table of sections.
+[ "$arch" != mipsel ] || /usr/bin/python3 - "$result.new" <<'PYTHON'
+import struct, sys
+
+with open(sys.argv[1], "r+b") as file:
+    head = bytearray(file.read(52))
+    programs, size, count = struct.unpack_from("<I", head, 28)[0], *struct.unpack_from("<HH", head, 42)
+    file.seek(programs)
+    loaded = [struct.unpack_from("<8I", file.read(size)) for _ in range(count)]
+    struct.pack_into("<I", head, 32, 0)
+    struct.pack_into("<HHH", head, 46, 0, 0, 0)
+    file.seek(0)
+    file.write(head)
+    file.truncate(max(offset + length for _, offset, _, _, length, *_ in loaded))
+PYTHON
 # Whoever uses it meanwhile has the old one or the new one; the same one is left alone.
-cmp -s "$built" "$result" || {
-    cp "$built" "$result.new"
+if cmp -s "$result.new" "$result"; then
+    rm "$result.new"
+else
     mv "$result.new" "$result"
-}
+fi
 echo "$result ($way): $(wc -c <"$result") bytes"

@@ -129,8 +129,9 @@ def _block(kind, payload):
     return struct.pack("<I", kind << 30 | size) + payload + bytes(-size % 8)
 
 
-def package(info, hooks, nodes, epoch):
-    """A package as bytes. `nodes` has every directory before what lies in it; `info["depends"]` is a list of (mark, name), "!" for a conflict."""
+def package(info, hooks, nodes, epoch, squeeze=None):
+    """A package as bytes. `nodes` has every directory before what lies in it; `info["depends"]` is a list of (mark, name), "!" for a conflict.
+    `squeeze`, if there is one, makes raw deflate of what is in the files."""
     tree = Tree()
     directories = list(_directories(nodes))
     size = sum(len(n.data) for n in nodes) or 1
@@ -154,10 +155,14 @@ def package(info, hooks, nodes, epoch):
     struct.pack_into("<I", tree.data, 4, tree.object(root))
     tree.data[place : place + _ID_LENGTH] = hashlib.sha256(tree.data).digest()[:_ID_LENGTH]
 
-    out = [b"ADB." + struct.pack("<I", SCHEMA_PACKAGE), _block(0, bytes(tree.data))]
+    head = b"ADB." + struct.pack("<I", SCHEMA_PACKAGE) + _block(0, bytes(tree.data))
+    body = []
     for i, (_, _, files) in enumerate(directories, 1):
         for j, node in enumerate(files, 1):
             if node.kind == "file" and node.data:
-                out.append(_block(2, struct.pack("<II", i, j) + node.data))
+                body.append(_block(2, struct.pack("<II", i, j) + node.data))
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    return b"ADBd" + deflate.compress(b"".join(out)) + deflate.flush()
+    if not squeeze:
+        return b"ADBd" + deflate.compress(head + b"".join(body)) + deflate.flush()
+    # One stream of two parts: the tree is another one for every CPU name, the files are not.
+    return b"ADBd" + deflate.compress(head) + deflate.flush(zlib.Z_FULL_FLUSH) + squeeze(b"".join(body))

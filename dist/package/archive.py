@@ -4,11 +4,16 @@ Everything that could tell where or when a package was built is a parameter or l
 epoch, owners are names with fixed numbers, gzip carries neither name nor time. One writer for all formats, so that a format cannot forget.
 """
 
+import functools
 import gzip
 import hashlib
 import io
 import lzma
+import struct
+import subprocess
 import tarfile
+import tempfile
+import zlib
 
 
 class Node:
@@ -91,6 +96,20 @@ def gz(data):
     with gzip.GzipFile(filename="", mode="wb", fileobj=out, compresslevel=9, mtime=0) as stream:
         stream.write(data)
     return out.getvalue()
+
+
+@functools.lru_cache(maxsize=8)
+def squeeze(data):
+    """Raw deflate by Zopfli: some 2 % less than zlib's best, for a hundred times its time. Remembered, because one binary goes into several packages."""
+    with tempfile.NamedTemporaryFile() as plain:
+        plain.write(data)
+        plain.flush()
+        return subprocess.run(["zopfli", "--deflate", "-c", plain.name], check=True, stdout=subprocess.PIPE).stdout
+
+
+def gz_squeezed(data):
+    """gzip as `gz` makes it, by `squeeze`."""
+    return b"\x1f\x8b\x08\0\0\0\0\0\x02\xff" + squeeze(data) + struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
 
 
 def xz(data):

@@ -1,11 +1,11 @@
 #!/bin/sh
-# What making packages needs besides a build: Python 3.11 or newer, minisign, openssl, git. As root it installs what is missing on Debian; otherwise it
+# What making packages needs besides a build: Python 3.11 or newer, minisign, openssl, git, zopfli. As root it installs what is missing on Debian; otherwise it
 # prints the command.
 set -eu
 
 missing=""
 python3 -c 'import tomllib' 2>/dev/null || missing="$missing python3"
-for tool in minisign openssl git; do
+for tool in minisign openssl git zopfli; do
     command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
 [ -n "$missing" ] || exit 0

@@ -87,10 +87,11 @@ def ipk(release, package, nodes, configs, cpu):
         Node("postinst", "file", 0o755, data=script(release, package, "postinst")),
         Node("prerm", "file", 0o755, data=script(release, package, "prerm")),
     ]
+    packed = archive.gz_squeezed if package.profile == "router" else archive.gz
     # opkg reads a gzipped tar of three members, in this order.
     members = [
         Node("debian-binary", "file", 0o644, data=b"2.0\n"),
-        Node("data.tar.gz", "file", 0o644, data=archive.gz(archive.tar(files, release.epoch, root=True))),
+        Node("data.tar.gz", "file", 0o644, data=packed(archive.tar(files, release.epoch, root=True))),
         Node("control.tar.gz", "file", 0o644, data=archive.gz(archive.tar(control, release.epoch, root=True))),
     ]
     return archive.gz(archive.tar(members, release.epoch))
@@ -126,4 +127,4 @@ def apk(release, package, nodes, configs, cpu):
         "post-upgrade": shell + b"\nexport PKG_UPGRADE=1\n" + rest,
         "pre-deinstall": script(release, package, "prerm"),
     }
-    return adb.package(info, hooks, archive.with_parents(nodes), release.epoch)
+    return adb.package(info, hooks, archive.with_parents(nodes), release.epoch, archive.squeeze if package.profile == "router" else None)

@@ -10,6 +10,7 @@ import tempfile
 import types
 import unittest
 import unittest.mock
+import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -132,6 +133,21 @@ class ApkThree(unittest.TestCase):
         self.assertEqual(len(package.blob(package.slots(root[3])[3])), 310)
         # An empty file has no block of its own.
         self.assertEqual([len(v) for v in package.files.values()], [70000])
+
+    def test_what_is_squeezed_says_the_same(self):
+        nodes = archive.with_parents([archive.Node("a/text", "file", 0o644, data=pathlib.Path(__file__).read_bytes())])
+        info = {"name": "n", "version": "1-r0", "arch": "x", "build-time": 1}
+        plain, squeezed = (adb.package(info, {}, nodes, 1, squeeze) for squeeze in (None, archive.squeeze))
+        self.assertNotEqual(plain, squeezed)
+        self.assertEqual(zlib.decompress(plain[4:], -15), zlib.decompress(squeezed[4:], -15))
+
+
+class Squeezing(unittest.TestCase):
+    def test_gzip(self):
+        data = pathlib.Path(__file__).read_bytes()
+        squeezed = archive.gz_squeezed(data)
+        self.assertLessEqual(len(squeezed), len(archive.gz(data)))
+        self.assertEqual(subprocess.run(["gzip", "-dc"], input=squeezed, check=True, capture_output=True).stdout, data)
 
 
 if __name__ == "__main__":
