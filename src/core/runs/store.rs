@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// Writes the record of a new run. One that the agents take over is on the platter before they are asked. Of one that was waited for, who
-    /// waited has the results: its record may be lost in a power cut, which can leave an empty file in its place.
+    /// waited has the results: its record may be lost in a power cut, which can leave an empty file in its place: a damaged record like any other, until it comes of age.
     ///
     /// # Errors
     /// It cannot be written.
@@ -124,8 +124,7 @@ impl Store {
     /// It cannot be read, or is no record of this run.
     pub fn load(&self, reqid: &ReqId) -> Result<Option<Record>, RunError> {
         let path = self.file(reqid);
-        // An empty one was lost in a power cut, see `create`.
-        let Some(bytes) = read(&path)?.filter(|bytes| !bytes.is_empty()) else {
+        let Some(bytes) = read(&path)? else {
             return Ok(None);
         };
         match Record::parse(reqid, &bytes) {

@@ -411,19 +411,6 @@ fn damaged_files_hide_nobody() {
     );
 }
 
-#[test]
-fn an_empty_file_is_a_record_that_a_power_cut_has_taken() {
-    let (root, store) = store();
-    store.create(&accepted(&["a"])).unwrap();
-    let dir = root.path().join("runs");
-    std::fs::write(dir.join("lost.json"), "").unwrap();
-    assert_eq!(store.load(&ReqId::new("lost").unwrap()).unwrap(), None);
-    let listing = store.list(|r| r.reqid.to_string()).unwrap();
-    assert_eq!((listing.runs.len(), listing.damaged.len()), (1, 0));
-    let later = SystemTime::now() + 2 * DAY;
-    assert_eq!(store.purge(later), 2);
-}
-
 fn observation() -> impl Strategy<Value = Fetched> {
     prop_oneof![
         Just(Fetched::Running),
