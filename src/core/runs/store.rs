@@ -95,7 +95,8 @@ impl Store {
     }
 
     /// Writes the record of a new run. One that the agents take over is on the platter before they are asked. Of one that was waited for, who
-    /// waited has the results: its record may be lost in a power cut, which can leave an empty file in its place: a damaged record like any other, until it comes of age.
+    /// waited has the results: its record may be lost in a power cut, which can leave an empty file in its place, a damaged record like any
+    /// other.
     ///
     /// # Errors
     /// It cannot be written.
