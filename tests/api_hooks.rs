@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::fleet::{allow, new_dispatcher};
-use common::syslog::{ERR, WARNING};
+use common::syslog::{ERR, LogLine, WARNING};
 use common::web::{self, HOOK, HOOKED, OPEN};
-use common::{Agent, ApiServer, Host, Paired, Request};
+use common::{Agent, ApiServer, Host, PATIENCE, Paired, Request, wait_until};
 use serde_json::{Value, json};
 
 const RUNS: &str = "var/lib/ctrl-exec/runs";
@@ -708,6 +708,53 @@ fn two_thousand_refusals_are_told_in_a_few_lines() {
         (300..=most).contains(&lines),
         "{lines} lines, at most {most}"
     );
+}
+
+#[test]
+fn what_everybody_may_ask_for_is_told_in_a_few_lines_and_what_gate_2_allows_always() {
+    let host = new_dispatcher("ctl.test");
+    let api = ApiServer::start(&host, OPEN);
+    let mut connection = api.connect();
+    let begun = Instant::now();
+    for (method, path, code) in [
+        ("GET", "/health", 200),
+        ("GET", "/nowhere", 404),
+        ("PUT", "/run", 405),
+        ("POST", "/run", 400),
+    ] {
+        let request = Request::new(method, path).header("Authorization", "Bearer made-up");
+        for _ in 0..500 {
+            connection.send(&request.bytes());
+            assert_eq!(connection.answer(method).status, code, "{method} {path}");
+        }
+    }
+    let ping = json!({"hosts": ["a.test"]});
+    for _ in 0..3 {
+        api.post("/ping", &ping).expect(404);
+    }
+    let seconds = usize::try_from(begun.elapsed().as_secs()).expect("few") + 1;
+    std::thread::sleep(Duration::from_millis(1200));
+    api.get("/health").expect(200);
+    let told = wait_until("each request is told or counted", PATIENCE, || {
+        let counted = host.log_of("api-log-suppressed").into_iter();
+        let counted: usize = counted
+            .filter(|line| line.field("OF").as_deref() == Some("unasked"))
+            .filter_map(|line| line.field("COUNT")?.parse::<usize>().ok())
+            .sum();
+        let told = host.log_of("api-request");
+        (told.len() + counted == 2004).then_some(told)
+    });
+    let few = 200 + 5 * (seconds + 2) + 3;
+    assert!((200..=few).contains(&told.len()), "{} lines", told.len());
+    // One was let in where there was no room for strangers any more.
+    let of = |lines: Vec<LogLine>, text: &str| {
+        let lines = lines.into_iter();
+        lines.filter(|line| line.text.contains(text)).count()
+    };
+    assert_eq!(of(told, "PATH=/ping"), 3);
+    let rulings = host.log_of("auth");
+    assert!(rulings.len() <= few + 3, "{} lines", rulings.len());
+    assert_eq!(of(rulings, "AUTHACTION=ping"), 3);
 }
 
 #[test]

@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 use crate::applets::api::peer::{Origin, Peer};
 use crate::applets::api::reply;
 use crate::applets::api::state::{Api, Snapshot};
-use crate::applets::api::throttle::Fingerprint;
+use crate::applets::api::throttle::{Fingerprint, Stranger};
+use crate::applets::api::untold::Untold;
 use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext, HttpContext};
 use crate::core::config::AuthDefault;
 use crate::core::logging::Action;
@@ -82,6 +83,7 @@ pub(super) struct Call {
     pub(super) bearer: Secret<String>,
     pub(super) wanted: Wanted,
     pub(super) http: Arc<HttpContext>,
+    pub(super) untold: Untold,
 }
 
 /// Names whoever shows a credential for an action, in the bookkeeping of refusals: certificate, token and bearer token together, so that no
@@ -162,12 +164,14 @@ pub(super) fn http_context(
     }
 }
 
-/// Asks the hook as the API, and keeps the books about refusals.
+/// Asks the hook as the API, and keeps the books about refusals. Who passes gate 1 has been let in for nothing yet: the line about that waits
+/// with the others of `untold` until gate 2 has spoken, or the request has ended without it.
 pub(super) async fn ask(
     api: &Api,
     snapshot: &Snapshot,
     peer: &Peer,
     asked: &HookContext,
+    untold: &Untold,
 ) -> Decision {
     let config = &snapshot.config;
     let caller = Caller::Api {
@@ -179,37 +183,26 @@ pub(super) async fn ask(
         api.metrics.hook(began.elapsed());
     }
     let Decision::Denied { code, .. } = &ruling.decision else {
+        if asked.action == HookAction::Api {
+            untold.add(ruling);
+            return Decision::Allowed;
+        }
+        untold.tell();
         return ruling.tell();
     };
     // Whoever is known but may not do this shows no wrong credential.
     const INSUFFICIENT: i32 = 3;
     let now = Instant::now();
-    let (tell, blocks) = {
-        let mut throttle = api.throttle();
-        let blocks = *code != INSUFFICIENT && throttle.refused(&peer.source(), now).blocks;
-        (throttle.may_tell(now), blocks)
-    };
+    let blocks = *code != INSUFFICIENT && api.throttle().refused(&peer.source(), now).blocks;
     if blocks {
         Action::new("api-throttle")
             .field("PEER", peer.source())
             .warning();
     }
-    match tell {
-        None => ruling.decision,
-        Some(suppressed) => {
-            tell_suppressed(suppressed);
-            ruling.tell()
-        }
-    }
-}
-
-/// A word about lines that were not written, if there were any.
-pub(super) fn tell_suppressed(lines: u64) {
-    if lines > 0 {
-        Action::new("api-log-suppressed")
-            .field("COUNT", lines)
-            .warning();
-    }
+    let decision = ruling.decision.clone();
+    untold.add(ruling);
+    untold.tell_of(Stranger::Refused);
+    decision
 }
 
 /// The answer to a denial (spec/api.md 7, 10.3). Where the hook lies is for the log only.
@@ -250,7 +243,7 @@ impl Call {
     /// # Errors
     /// The answer: 403. A route that must not tell a refusal apart asks [`ask`] itself.
     pub(super) async fn authorise(&self, asked: &HookContext) -> Result<(), Response> {
-        match ask(&self.api, &self.snapshot, &self.peer, asked).await {
+        match ask(&self.api, &self.snapshot, &self.peer, asked, &self.untold).await {
             Decision::Allowed => {
                 self.accepted(&asked.token, asked.action);
                 Ok(())

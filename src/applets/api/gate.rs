@@ -17,7 +17,8 @@ use crate::applets::api::call::{self, Call, Wanted};
 use crate::applets::api::peer::Peer;
 use crate::applets::api::routes::{self, Found};
 use crate::applets::api::state::Api;
-use crate::applets::api::throttle::Door;
+use crate::applets::api::throttle::{Door, Stranger};
+use crate::applets::api::untold::Untold;
 use crate::applets::api::{path, reply};
 use crate::core::authhook::{Decision, HookAction, HookContext};
 use crate::core::http_body::{self, BodyError, Polite};
@@ -65,12 +66,9 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
         .field("METHOD", &head.method)
         .field("PATH", head.uri.path())
         .field("PEER", peer.source_ip());
+    let untold = Untold::new(api, line);
     if is_from_a_web_page(&head.headers) {
-        let tell = api.throttle().may_tell(Instant::now());
-        if let Some(suppressed) = tell {
-            call::tell_suppressed(suppressed);
-            line.info();
-        }
+        untold.tell_of(Stranger::Refused);
         return reply::error(
             StatusCode::FORBIDDEN,
             "forbidden",
@@ -94,6 +92,7 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
         .ask(&peer.source(), &credentials, Instant::now());
     if let Door::Closed(left) = door {
         api.metrics.refused(ApiRefusal::Throttled);
+        untold.forget();
         return throttled(left);
     }
     let snapshot = api.snapshot();
@@ -101,19 +100,11 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
         token,
         ..call::hook_context(HookAction::Api, &peer, &http)
     };
-    // The line of a request that is let in is always written; those of refused ones as far as the throttle allows.
-    let mut later = Some(line);
-    if !api.throttle().is_quiet(Instant::now())
-        && let Some(line) = later.take()
+    if let Decision::Denied { reason, code } =
+        call::ask(api, &snapshot, &peer, &asked, &untold).await
     {
-        line.info();
-    }
-    if let Decision::Denied { reason, code } = call::ask(api, &snapshot, &peer, &asked).await {
         api.metrics.refused(ApiRefusal::Auth);
         return call::denied(&snapshot, &reason, code);
-    }
-    if let Some(line) = later {
-        line.info();
     }
     let no_route = || format!("no route for {} {path}", head.method);
     match found {
@@ -141,6 +132,7 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
                     Wanted::Json
                 },
                 http,
+                untold,
             })
             .await
         }

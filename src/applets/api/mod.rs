@@ -35,6 +35,7 @@ mod sockets;
 mod state;
 mod stream;
 mod throttle;
+mod untold;
 mod wire;
 
 use std::path::PathBuf;

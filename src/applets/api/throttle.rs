@@ -1,5 +1,5 @@
-//! What refused requests may cost (spec/api.md 16, items 14 and 22): per source a number of refusals, then an answer without asking the hook;
-//! over all sources a number of log lines, then a count. Pure: time is handed in.
+//! What requests of strangers may cost (spec/api.md 16, items 14 and 22): per source a number of refusals, then an answer without asking the
+//! hook; over all sources a number of log lines, then a count. Pure: time is handed in.
 //!
 //! A source that is blocked may hold people with good credentials (everybody behind one address, all users of this host): who has been let in
 //! with a credential from there goes on.
@@ -14,7 +14,7 @@ const MAX_SOURCES: usize = 4096;
 const MAX_KNOWN: usize = 1024;
 /// How long an accepted credential counts.
 const KNOWN_FOR: Duration = Duration::from_secs(3600);
-/// Refusals whose lines are written: so many at once, and so many more every second.
+/// Requests of strangers whose lines are written: so many at once, and so many more every second.
 const LINES_BURST: f64 = 200.0;
 const LINES_PER_SECOND: f64 = 5.0;
 
@@ -35,10 +35,58 @@ pub(super) struct Throttle {
     sources: HashMap<String, Source>,
     /// When a credential was last accepted; by source and credential together.
     known: HashMap<(String, Fingerprint), Instant>,
-    lines: f64,
+    refused: Lines,
+    unasked: Lines,
+}
+
+/// Whom nobody has vouched for. Each kind has room of its own in the log: whoever polls what everybody may know hides no refusal.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Stranger {
+    /// The hook said no.
+    Refused,
+    /// Let in by gate 1, and gate 2 was not asked: what everybody may know, no such route, a body that says nothing.
+    Unasked,
+}
+
+impl Stranger {
+    /// As the log says it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unasked => "unasked",
+        }
+    }
+}
+
+/// Room in the log.
+#[derive(Debug)]
+struct Lines {
+    left: f64,
     refilled: Instant,
-    /// Lines that were not written since the last that was.
+    /// Requests without lines since the last that had some.
     suppressed: u64,
+}
+
+impl Lines {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: LINES_BURST,
+            refilled: now,
+            suppressed: 0,
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
+        self.refilled = now;
+        self.left = (self.left + passed * LINES_PER_SECOND).min(LINES_BURST);
+        if self.left < 1.0 {
+            self.suppressed += 1;
+            return None;
+        }
+        self.left -= 1.0;
+        Some(std::mem::take(&mut self.suppressed))
+    }
 }
 
 /// What to do with a request of some source.
@@ -63,9 +111,8 @@ impl Throttle {
             rate,
             sources: HashMap::new(),
             known: HashMap::new(),
-            lines: LINES_BURST,
-            refilled: now,
-            suppressed: 0,
+            refused: Lines::new(now),
+            unasked: Lines::new(now),
         }
     }
 
@@ -139,27 +186,13 @@ impl Throttle {
         Refused { blocks }
     }
 
-    /// Too much has been refused lately for more lines about it.
-    pub(super) fn is_quiet(&mut self, now: Instant) -> bool {
-        self.refill(now);
-        self.lines < 1.0
-    }
-
-    fn refill(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
-        self.refilled = now;
-        self.lines = (self.lines + passed * LINES_PER_SECOND).min(LINES_BURST);
-    }
-
-    /// Whether the lines of one more refused request are written. `Some(n)`: yes, after a word about the `n` that were not.
-    pub(super) fn may_tell(&mut self, now: Instant) -> Option<u64> {
-        self.refill(now);
-        if self.lines < 1.0 {
-            self.suppressed += 1;
-            return None;
+    /// Whether the lines of one more request of a stranger are written. `Some(n)`: yes, after a word about the `n` requests whose lines were
+    /// not.
+    pub(super) fn may_tell(&mut self, of: Stranger, now: Instant) -> Option<u64> {
+        match of {
+            Stranger::Refused => self.refused.take(now),
+            Stranger::Unasked => self.unasked.take(now),
         }
-        self.lines -= 1.0;
-        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -231,14 +264,14 @@ mod tests {
     fn lines_come_to_an_end_and_are_counted() {
         let start = Instant::now();
         let mut throttle = Throttle::new(None, start);
+        let mut tell = |of, now| throttle.may_tell(of, now);
         let told = (0..1000)
-            .filter(|_| throttle.may_tell(start).is_some())
+            .filter(|_| tell(Stranger::Unasked, start).is_some())
             .count();
         assert_eq!(told, 200);
-        assert!(throttle.is_quiet(start));
+        assert_eq!(tell(Stranger::Refused, start), Some(0), "hides no refusal");
         let later = start + Duration::from_secs(1);
-        assert!(!throttle.is_quiet(later));
-        assert_eq!(throttle.may_tell(later), Some(800));
-        assert_eq!(throttle.may_tell(later), Some(0));
+        assert_eq!(tell(Stranger::Unasked, later), Some(800));
+        assert_eq!(tell(Stranger::Unasked, later), Some(0));
     }
 }

@@ -107,7 +107,7 @@ pub(super) async fn find(
         token: call.bearer.clone(),
         ..call.asks(action)
     };
-    match call::ask(&call.api, &call.snapshot, &call.peer, &asked).await {
+    match call::ask(&call.api, &call.snapshot, &call.peer, &asked, &call.untold).await {
         Decision::Allowed => call.accepted(&asked.token, action),
         Decision::Denied { .. } => {
             call.api.metrics.refused(ApiRefusal::Auth);
