@@ -15,7 +15,7 @@ use crate::applets::api::reply;
 use crate::applets::api::state::{Api, Snapshot};
 use crate::applets::api::throttle::{Fingerprint, Stranger};
 use crate::applets::api::untold::Untold;
-use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext, HttpContext};
+use crate::core::authhook::{self, Caller, Decision, HookAction, HookContext, HttpContext, Ruling};
 use crate::core::config::AuthDefault;
 use crate::core::logging::Action;
 use crate::core::metrics::ApiRefusal;
@@ -164,15 +164,13 @@ pub(super) fn http_context(
     }
 }
 
-/// Asks the hook as the API, and keeps the books about refusals. Who passes gate 1 has been let in for nothing yet: the line about that waits
-/// with the others of `untold` until gate 2 has spoken, or the request has ended without it.
-pub(super) async fn ask(
+/// Asks the hook as the API, and keeps the books about refusals. The lines are the caller's.
+pub(super) async fn rule(
     api: &Api,
     snapshot: &Snapshot,
     peer: &Peer,
     asked: &HookContext,
-    untold: &Untold,
-) -> Decision {
+) -> Ruling {
     let config = &snapshot.config;
     let caller = Caller::Api {
         default_allow: config.api.auth_default == AuthDefault::Allow,
@@ -182,27 +180,20 @@ pub(super) async fn ask(
     if config.auth_hook.is_some() {
         api.metrics.hook(began.elapsed());
     }
-    let Decision::Denied { code, .. } = &ruling.decision else {
-        if asked.action == HookAction::Api {
-            untold.add(ruling);
-            return Decision::Allowed;
-        }
-        untold.tell();
-        return ruling.tell();
-    };
     // Whoever is known but may not do this shows no wrong credential.
     const INSUFFICIENT: i32 = 3;
-    let now = Instant::now();
-    let blocks = *code != INSUFFICIENT && api.throttle().refused(&peer.source(), now).blocks;
-    if blocks {
+    if let Decision::Denied { code, .. } = &ruling.decision
+        && *code != INSUFFICIENT
+        && api
+            .throttle()
+            .refused(&peer.source(), Instant::now())
+            .blocks
+    {
         Action::new("api-throttle")
             .field("PEER", peer.source())
             .warning();
     }
-    let decision = ruling.decision.clone();
-    untold.add(ruling);
-    untold.tell_of(Stranger::Refused);
-    decision
+    ruling
 }
 
 /// The answer to a denial (spec/api.md 7, 10.3). Where the hook lies is for the log only.
@@ -238,25 +229,38 @@ impl Call {
         hook_context(action, &self.peer, &self.http)
     }
 
+    /// Gate 2, with its lines and those that have waited for it.
+    pub(super) async fn ask(&self, asked: &HookContext) -> Decision {
+        let ruling = rule(&self.api, &self.snapshot, &self.peer, asked).await;
+        let allowed = ruling.decision == Decision::Allowed;
+        if !allowed {
+            self.api.metrics.refused(ApiRefusal::Auth);
+        }
+        if !allowed && !self.api.may_tell(Stranger::Refused) {
+            self.untold.forget();
+            return ruling.decision;
+        }
+        self.untold.tell();
+        let decision = ruling.tell(asked);
+        if allowed {
+            self.accepted(&asked.token, asked.action);
+        }
+        decision
+    }
+
     /// Gate 2.
     ///
     /// # Errors
-    /// The answer: 403. A route that must not tell a refusal apart asks [`ask`] itself.
+    /// The answer: 403. A route that must not tell a refusal apart uses [`ask`](Self::ask).
     pub(super) async fn authorise(&self, asked: &HookContext) -> Result<(), Response> {
-        match ask(&self.api, &self.snapshot, &self.peer, asked, &self.untold).await {
-            Decision::Allowed => {
-                self.accepted(&asked.token, asked.action);
-                Ok(())
-            }
-            Decision::Denied { reason, code } => {
-                self.api.metrics.refused(ApiRefusal::Auth);
-                Err(denied(&self.snapshot, &reason, code))
-            }
+        match self.ask(asked).await {
+            Decision::Allowed => Ok(()),
+            Decision::Denied { reason, code } => Err(denied(&self.snapshot, &reason, code)),
         }
     }
 
     /// Gate 2 has let a credential pass.
-    pub(super) fn accepted(&self, token: &Secret<String>, action: HookAction) {
+    fn accepted(&self, token: &Secret<String>, action: HookAction) {
         let credential = fingerprint(&self.peer, token, &self.bearer, action.as_str());
         if let Some(credential) = credential {
             let source = self.peer.source();

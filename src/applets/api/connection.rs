@@ -249,7 +249,7 @@ impl Exchange {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response {
+    async fn answer(&self, request: Box<Request<Incoming>>) -> Response {
         // Where the length of a body is told in two ways, two readers may find two different next requests: there is none after it.
         let ambiguous = request.version() == Version::HTTP_10
             || request.headers().contains_key(TRANSFER_ENCODING);
@@ -279,7 +279,7 @@ impl Service<Request<Incoming>> for Handler {
         if let Some(turn) = &*self.0.turn() {
             turn.is_busy();
         }
-        let exchange = self.0.clone();
+        let (exchange, request) = (self.0.clone(), Box::new(request));
         Box::pin(async move { Ok(exchange.answer(request).await) })
     }
 }

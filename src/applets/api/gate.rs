@@ -18,11 +18,10 @@ use crate::applets::api::peer::Peer;
 use crate::applets::api::routes::{self, Found};
 use crate::applets::api::state::Api;
 use crate::applets::api::throttle::{Door, Stranger};
-use crate::applets::api::untold::Untold;
+use crate::applets::api::untold::{Begun, Untold};
 use crate::applets::api::{path, reply};
 use crate::core::authhook::{Decision, HookAction, HookContext};
 use crate::core::http_body::{self, BodyError, Polite};
-use crate::core::logging::Action;
 use crate::core::metrics::ApiRefusal;
 use crate::core::serving::http1;
 use crate::core::types::Secret;
@@ -33,8 +32,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is taken of a body that nobody wants.
 const UNWANTED_BYTES: u64 = 4 * wire::MAX_REQUEST_BODY;
 
-/// Answers one request, whatever it is.
-pub(super) async fn answer(api: &Arc<Api>, peer: Peer, request: Request<Incoming>) -> Response {
+/// Answers one request, whatever it is. In a box, because it is passed on through several futures and would be part of each.
+pub(super) async fn answer(
+    api: &Arc<Api>,
+    peer: Peer,
+    request: Box<Request<Incoming>>,
+) -> Response {
     let began = Instant::now();
     let method = request.method().clone();
     let path = path::decode(request.uri().path()).into_owned();
@@ -50,7 +53,12 @@ pub(super) async fn answer(api: &Arc<Api>, peer: Peer, request: Request<Incoming
     response
 }
 
-async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &str) -> Response {
+async fn decide(
+    api: &Arc<Api>,
+    peer: Peer,
+    request: Box<Request<Incoming>>,
+    path: &str,
+) -> Response {
     let (head, body) = request.into_parts();
     if let Some(refusal) = refuse_early(api, &head) {
         drop(Polite::new(body, UNWANTED_BYTES));
@@ -61,14 +69,9 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
         Err(error) => return no_body(api, error),
     };
     let announced = announced(&head.headers).unwrap_or(body.len() as u64);
-    let line = Action::new("api-request")
-        .field("LEN", announced)
-        .field("METHOD", &head.method)
-        .field("PATH", head.uri.path())
-        .field("PEER", peer.source_ip());
-    let untold = Untold::new(api, line);
+    let begun = Begun::new(api, &head, &peer, announced);
     if is_from_a_web_page(&head.headers) {
-        untold.tell_of(Stranger::Refused);
+        begun.tell_of(Stranger::Refused);
         return reply::error(
             StatusCode::FORBIDDEN,
             "forbidden",
@@ -82,30 +85,43 @@ async fn decide(api: &Arc<Api>, peer: Peer, request: Request<Incoming>, path: &s
     };
     let bearer = call::bearer(&head.headers);
     let token = body_token(&body);
-    let http = call::http_context(head.method.as_str(), path, route_action, &bearer, &peer);
-    let http = Arc::new(http);
     // Who may run scripts may do everything else. Other rights are no ticket: what everybody may do must not make a guess known.
-    let credentials = [route_action, HookAction::Run.as_str()]
-        .map(|action| call::fingerprint(&peer, &token, &bearer, action));
+    let credentials = || {
+        [route_action, HookAction::Run.as_str()]
+            .map(|action| call::fingerprint(&peer, &token, &bearer, action))
+    };
     let door = api
         .throttle()
-        .ask(&peer.source(), &credentials, Instant::now());
+        .ask(|| peer.source(), credentials, Instant::now());
     if let Door::Closed(left) = door {
         api.metrics.refused(ApiRefusal::Throttled);
-        untold.forget();
+        begun.forget();
         return throttled(left);
     }
+    let http = call::http_context(head.method.as_str(), path, route_action, &bearer, &peer);
+    let http = Arc::new(http);
     let snapshot = api.snapshot();
     let asked = HookContext {
         token,
         ..call::hook_context(HookAction::Api, &peer, &http)
     };
-    if let Decision::Denied { reason, code } =
-        call::ask(api, &snapshot, &peer, &asked, &untold).await
-    {
+    let ruling = call::rule(api, &snapshot, &peer, &asked).await;
+    if let Decision::Denied { reason, code } = &ruling.decision {
         api.metrics.refused(ApiRefusal::Auth);
-        return call::denied(&snapshot, &reason, code);
+        let refusal = call::denied(&snapshot, reason, *code);
+        if begun.tell_of(Stranger::Refused) {
+            ruling.tell(&asked);
+        }
+        return refusal;
     }
+    let untold = if route_action.is_empty() {
+        if begun.tell_of(Stranger::Unasked) {
+            ruling.tell(&asked);
+        }
+        Untold::nothing(api)
+    } else {
+        begun.wait(ruling.into_lines(&asked))
+    };
     let no_route = || format!("no route for {} {path}", head.method);
     match found {
         Found::Nothing => reply::not_found(&no_route()),

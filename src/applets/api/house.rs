@@ -54,7 +54,11 @@ impl House {
     }
 
     /// The answer of the handlers, or of the listener where they are not to be asked; and whether the connection should end with it.
-    pub(super) async fn answer(&self, peer: Peer, request: Request<Incoming>) -> (Response, bool) {
+    pub(super) async fn answer(
+        &self,
+        peer: Peer,
+        request: Box<Request<Incoming>>,
+    ) -> (Response, bool) {
         // Revoked since the handshake.
         if self.revocation(&peer).await.is_some() {
             let refusal = reply::error(StatusCode::FORBIDDEN, "certificate revoked", "");

@@ -130,7 +130,7 @@ async fn answer(
 }
 
 async fn work(house: House, peer: Peer, request: Request<Incoming>, _turn: Turn) -> Response {
-    house.answer(peer, request).await.0
+    house.answer(peer, Box::new(request)).await.0
 }
 
 /// The streams of one connection.

@@ -14,16 +14,17 @@ use serde_json::{Value, json};
 
 /// A JSON answer.
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
-    // Our bodies are maps with text keys: serialising them cannot fail.
-    stored(
-        status,
-        serde_json::to_vec(body).unwrap_or_else(|_| b"{}".to_vec()),
-    )
+    stored(status, text(body))
+}
+
+/// The text of a body. Ours are maps with text keys: serialising them cannot fail.
+pub(super) fn text(body: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(body).unwrap_or_else(|_| b"{}".to_vec())
 }
 
 /// An answer that is JSON already.
-pub(super) fn stored(status: StatusCode, bytes: Vec<u8>) -> Response {
-    let mut response = Response::new(Body::from(bytes));
+pub(super) fn stored(status: StatusCode, bytes: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(Body::from(bytes.into()));
     *response.status_mut() = status;
     response
         .headers_mut()

@@ -290,7 +290,7 @@ pub(super) fn find(method: &Method, path: &str) -> Found {
 
 /// `None`: another path. `Some(None)`: this one, and it has no parameter.
 fn matches(template: &str, path: &str) -> Option<Option<String>> {
-    let Some((prefix, _)) = template.split_once("{reqid}") else {
+    let Some(prefix) = template.strip_suffix("{reqid}") else {
         return (template == path).then_some(None);
     };
     let reqid = path.strip_prefix(prefix)?;

@@ -123,24 +123,29 @@ impl Throttle {
         }
     }
 
-    /// Whether the hook may be asked about a request. One of `credentials` that was accepted suffices.
-    pub(super) fn ask(
+    /// Whether the hook may be asked about a request. One of `credentials` that was accepted suffices. Neither is made where nobody has been
+    /// refused.
+    pub(super) fn ask<const N: usize>(
         &mut self,
-        source: &str,
-        credentials: &[Option<Fingerprint>],
+        source: impl FnOnce() -> String,
+        credentials: impl FnOnce() -> [Option<Fingerprint>; N],
         now: Instant,
     ) -> Door {
-        let Some(until) = self.sources.get(source).and_then(|s| s.blocked_until) else {
+        if self.sources.is_empty() {
+            return Door::Open;
+        }
+        let source = source();
+        let Some(until) = self.sources.get(&source).and_then(|s| s.blocked_until) else {
             return Door::Open;
         };
         let left = until.saturating_duration_since(now);
         if left.is_zero() {
-            self.sources.remove(source);
+            self.sources.remove(&source);
             return Door::Open;
         }
-        let good = credentials.iter().flatten().any(|credential| {
+        let good = credentials().into_iter().flatten().any(|credential| {
             self.known
-                .get(&(source.to_owned(), *credential))
+                .get(&(source.clone(), credential))
                 .is_some_and(|at| now.saturating_duration_since(*at) < KNOWN_FOR)
         });
         if good { Door::Open } else { Door::Closed(left) }
@@ -211,20 +216,32 @@ mod tests {
         throttle.accepted("a", GOOD, at(0));
         assert!(!throttle.refused("a", at(0)).blocks);
         assert!(!throttle.refused("a", at(1)).blocks);
-        assert_eq!(throttle.ask("a", &[Some(BAD)], at(1)), Door::Open);
+        assert_eq!(
+            throttle.ask(|| "a".to_owned(), || [Some(BAD)], at(1)),
+            Door::Open
+        );
         assert!(throttle.refused("a", at(2)).blocks);
         assert!(!throttle.refused("a", at(2)).blocks, "said once");
         assert_eq!(
-            throttle.ask("a", &[Some(BAD)], at(12)),
+            throttle.ask(|| "a".to_owned(), || [Some(BAD)], at(12)),
             Door::Closed(Duration::from_secs(50))
         );
         assert_eq!(
-            throttle.ask("a", &[None], at(12)),
+            throttle.ask(|| "a".to_owned(), || [None], at(12)),
             Door::Closed(Duration::from_secs(50))
         );
-        assert_eq!(throttle.ask("a", &[Some(GOOD)], at(12)), Door::Open);
-        assert_eq!(throttle.ask("b", &[Some(BAD)], at(12)), Door::Open);
-        assert_eq!(throttle.ask("a", &[Some(BAD)], at(62)), Door::Open);
+        assert_eq!(
+            throttle.ask(|| "a".to_owned(), || [Some(GOOD)], at(12)),
+            Door::Open
+        );
+        assert_eq!(
+            throttle.ask(|| "b".to_owned(), || [Some(BAD)], at(12)),
+            Door::Open
+        );
+        assert_eq!(
+            throttle.ask(|| "a".to_owned(), || [Some(BAD)], at(62)),
+            Door::Open
+        );
     }
 
     #[test]
@@ -255,7 +272,7 @@ mod tests {
         let last = (3 * MAX_SOURCES - 1).to_string();
         let now = start + Duration::from_secs(13);
         assert!(matches!(
-            throttle.ask(&last, &[Some(BAD)], now),
+            throttle.ask(|| last, || [Some(BAD)], now),
             Door::Closed(_)
         ));
     }

@@ -2,77 +2,130 @@
 //!
 //! Every stranger may ask for what everybody may know, as often as the network carries it, and gate 1 lets everybody in where gate 2 is what
 //! counts. So the lines of a request (`api-request`, and `auth` of gate 1) wait. Gate 2 says yes: all of them are written, each time. It says
-//! no, or the request ends without having asked it: they are written as far as there is room for strangers ([`Throttle::may_tell`]).
+//! no, the route has none, or the request ends without having asked it: they are written as far as there is room for strangers
+//! ([`Throttle::may_tell`]).
 //!
 //! [`Throttle::may_tell`]: crate::applets::api::throttle::Throttle::may_tell
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use hyper::http::request::Parts;
+
+use crate::applets::api::peer::Peer;
 use crate::applets::api::state::Api;
 use crate::applets::api::throttle::Stranger;
-use crate::core::authhook::Ruling;
-use crate::core::logging::Action;
+use crate::core::logging::{Action, Priority};
 
-/// Lines that wait. Dropped, they are those of a stranger whom gate 2 was not asked about: so nothing is lost when a client goes.
-pub(super) struct Untold {
-    api: Arc<Api>,
-    lines: Mutex<Lines>,
-}
+type Lines = Vec<(Priority, Action)>;
 
-#[derive(Default)]
-struct Lines {
-    request: Option<Action>,
-    rulings: Vec<Ruling>,
-}
-
-impl Untold {
-    pub(super) fn new(api: &Arc<Api>, request: Action) -> Self {
-        let lines = Lines {
-            request: Some(request),
-            rulings: Vec::new(),
-        };
-        Self {
-            api: api.clone(),
-            lines: Mutex::new(lines),
-        }
-    }
-
-    /// The lines of a ruling, behind those that wait.
-    pub(super) fn add(&self, ruling: Ruling) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.rulings.push(ruling);
-    }
-
-    /// Nothing more is said of this request.
-    pub(super) fn forget(&self) {
-        drop(self.take());
-    }
-
-    /// Somebody has vouched for it.
-    pub(super) fn tell(&self) {
-        let Lines { request, rulings } = self.take();
-        if let Some(line) = request {
-            line.info();
-        }
-        for ruling in rulings {
-            ruling.tell();
-        }
-    }
-
-    /// Nobody has: as far as there is room, after a word about the requests for which there was none.
-    pub(super) fn tell_of(&self, stranger: Stranger) {
-        let room = self.api.throttle().may_tell(stranger, Instant::now());
-        let Some(suppressed) = room else {
-            return self.forget();
-        };
-        if suppressed > 0 {
+impl Api {
+    /// Whether the lines of a stranger's request are written; says how many were not, if there were any.
+    pub(super) fn may_tell(&self, stranger: Stranger) -> bool {
+        let room = self.throttle().may_tell(stranger, Instant::now());
+        if let Some(suppressed) = room.filter(|n| *n > 0) {
             Action::new("api-log-suppressed")
                 .field("COUNT", suppressed)
                 .field("OF", stranger.as_str())
                 .warning();
         }
-        self.tell();
+        room.is_some()
+    }
+}
+
+/// A request of which nothing is said yet. Dropped (the client has gone), it is that of a stranger.
+pub(super) struct Begun<'a> {
+    api: &'a Arc<Api>,
+    head: &'a Parts,
+    peer: &'a Peer,
+    /// Of its body, as announced.
+    length: u64,
+    is_done: bool,
+}
+
+impl<'a> Begun<'a> {
+    pub(super) fn new(api: &'a Arc<Api>, head: &'a Parts, peer: &'a Peer, length: u64) -> Self {
+        Self {
+            api,
+            head,
+            peer,
+            length,
+            is_done: false,
+        }
+    }
+
+    fn line(&self) -> Action {
+        Action::new("api-request")
+            .field("LEN", self.length)
+            .field("METHOD", &self.head.method)
+            .field("PATH", self.head.uri.path())
+            .field("PEER", self.peer.source_ip())
+    }
+
+    /// Nothing is said of it.
+    pub(super) fn forget(mut self) {
+        self.is_done = true;
+    }
+
+    /// Nobody has vouched for it, and nobody will be asked to. Whether there is room for more lines about it.
+    pub(super) fn tell_of(mut self, stranger: Stranger) -> bool {
+        self.tell(stranger)
+    }
+
+    fn tell(&mut self, stranger: Stranger) -> bool {
+        self.is_done = true;
+        let room = self.api.may_tell(stranger);
+        if room {
+            self.line().info();
+        }
+        room
+    }
+
+    /// Gate 2 will be asked, and its line and these wait for that.
+    pub(super) fn wait(mut self, gate_1: Lines) -> Untold {
+        self.is_done = true;
+        let mut lines = vec![(Priority::Info, self.line())];
+        lines.extend(gate_1);
+        Untold {
+            api: self.api.clone(),
+            lines: Mutex::new(lines),
+        }
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.tell(Stranger::Unasked);
+        }
+    }
+}
+
+/// Lines that wait for gate 2. Dropped, they are those of a stranger whom it was not asked about.
+pub(super) struct Untold {
+    api: Arc<Api>,
+    lines: Mutex<Lines>,
+}
+
+impl Untold {
+    /// There are none: all is said, and gate 2 will not be asked.
+    pub(super) fn nothing(api: &Arc<Api>) -> Self {
+        Self {
+            api: api.clone(),
+            lines: Mutex::default(),
+        }
+    }
+
+    /// Nothing is said of them.
+    pub(super) fn forget(&self) {
+        drop(self.take());
+    }
+
+    /// They are written.
+    pub(super) fn tell(&self) {
+        for (priority, line) in self.take() {
+            line.emit(priority);
+        }
     }
 
     fn take(&self) -> Lines {
@@ -84,8 +137,8 @@ impl Untold {
 impl Drop for Untold {
     fn drop(&mut self) {
         let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if lines.request.is_some() {
-            self.tell_of(Stranger::Unasked);
+        if !lines.is_empty() && self.api.may_tell(Stranger::Unasked) {
+            self.tell();
         }
     }
 }

@@ -156,7 +156,7 @@ pub async fn authorise(
     context: &HookContext,
     clock: &Clock,
 ) -> Decision {
-    rule(hook, caller, context, clock).await.tell()
+    rule(hook, caller, context, clock).await.tell(context)
 }
 
 /// The same without the lines: for a caller that may have too many refusals to tell.
@@ -173,7 +173,8 @@ pub async fn rule(
                 Err(e) => Outcome::Unusable(e),
                 Ok(_) => match Input::new(context, &clock.iso_now()) {
                     Err(e) => Outcome::Unspeakable(e),
-                    Ok(input) => process::run(hook, &input).await,
+                    // In a box: every request of a server without a hook would be so much larger.
+                    Ok(input) => Box::pin(process::run(hook, &input)).await,
                 },
             };
             with_hook(hook, context, outcome)
@@ -185,16 +186,36 @@ pub async fn rule(
 #[derive(Debug)]
 pub struct Ruling {
     pub decision: Decision,
-    lines: Vec<(Priority, Action)>,
+    lines: Lines,
+}
+
+/// What is to be said of a decision.
+#[derive(Debug)]
+enum Lines {
+    /// It was allowed, and why without a hook. Made when it is written: where strangers ask, most are not.
+    Pass(Option<&'static str>),
+    Others(Vec<(Priority, Action)>),
 }
 
 impl Ruling {
-    /// Writes the lines.
-    pub fn tell(self) -> Decision {
-        for (priority, line) in self.lines {
+    /// Writes the lines. `context`: what was ruled about.
+    pub fn tell(self, context: &HookContext) -> Decision {
+        let decision = self.decision.clone();
+        for (priority, line) in self.into_lines(context) {
             line.emit(priority);
         }
-        self.decision
+        decision
+    }
+
+    /// The lines, for a caller that writes them later.
+    pub fn into_lines(self, context: &HookContext) -> Vec<(Priority, Action)> {
+        match self.lines {
+            Lines::Others(lines) => lines,
+            Lines::Pass(None) => vec![(Priority::Info, auth_line(context, "pass"))],
+            Lines::Pass(Some(reason)) => {
+                vec![(Priority::Info, hookless_line(context, "pass", reason))]
+            }
+        }
     }
 }
 
@@ -362,30 +383,26 @@ fn auth_line(context: &HookContext, result: &str) -> Action {
         .field("USER", claimed_user(context))
 }
 
+fn hookless_line(context: &HookContext, result: &str, reason: &str) -> Action {
+    auth_line(context, result)
+        .field("DISPATCHER", &context.dispatcher)
+        .field("REASON", reason)
+}
+
 fn without_hook(caller: Caller, context: &HookContext) -> Ruling {
-    let line = |result: &str, reason: &str| {
-        auth_line(context, result)
-            .field("DISPATCHER", &context.dispatcher)
-            .field("REASON", reason)
-    };
     let (decision, lines) = match caller {
-        Caller::Agent => (Decision::Allowed, Vec::new()),
-        Caller::Cli => (
-            Decision::Allowed,
-            vec![(Priority::Info, line("pass", "no-hook-cli"))],
-        ),
+        Caller::Agent => (Decision::Allowed, Lines::Others(Vec::new())),
+        Caller::Cli => (Decision::Allowed, Lines::Pass(Some("no-hook-cli"))),
         Caller::Api {
             default_allow: true,
-        } => (
-            Decision::Allowed,
-            vec![(Priority::Info, line("pass", "no-hook-allow"))],
-        ),
+        } => (Decision::Allowed, Lines::Pass(Some("no-hook-allow"))),
         Caller::Api {
             default_allow: false,
-        } => (
-            denied("no auth hook configured"),
-            vec![(Priority::Warning, line("deny", "no-hook-deny"))],
-        ),
+        } => {
+            let line = hookless_line(context, "deny", "no-hook-deny");
+            let lines = vec![(Priority::Warning, line)];
+            (denied("no auth hook configured"), Lines::Others(lines))
+        }
     };
     Ruling { decision, lines }
 }
@@ -410,8 +427,10 @@ fn with_hook(hook: &HookConfig, context: &HookContext, outcome: Outcome) -> Ruli
     };
     let (decision, lines) = match outcome {
         Outcome::Exited(0) => {
-            let line = auth_line(context, "pass");
-            (Decision::Allowed, vec![(Priority::Info, line)])
+            return Ruling {
+                decision: Decision::Allowed,
+                lines: Lines::Pass(None),
+            };
         }
         Outcome::Exited(code) => {
             let reason = match code {
@@ -449,6 +468,7 @@ fn with_hook(hook: &HookConfig, context: &HookContext, outcome: Outcome) -> Ruli
             (denied(&reason), vec![(Priority::Err, line)])
         }
     };
+    let lines = Lines::Others(lines);
     Ruling { decision, lines }
 }
 

@@ -88,13 +88,15 @@ pub(super) fn labels(names: &[&str], values: &[&str], text: &mut String) {
         }
         text.push_str(name);
         text.push_str("=\"");
-        for c in values.get(at).copied().unwrap_or_default().chars() {
-            match c {
+        let value = values.get(at).copied().unwrap_or_default();
+        match value.bytes().any(|b| matches!(b, b'\\' | b'"' | b'\n')) {
+            false => text.push_str(value),
+            true => value.chars().for_each(|c| match c {
                 '\\' => text.push_str("\\\\"),
                 '"' => text.push_str("\\\""),
                 '\n' => text.push_str("\\n"),
                 c => text.push(c),
-            }
+            }),
         }
         text.push('"');
     }

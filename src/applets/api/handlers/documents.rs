@@ -77,7 +77,7 @@ async fn told(call: Call) -> Result<Response, Response> {
         .or_make(names.clone(), sweep(call, names, targets, place))
         .await
         .ok_or_else(|| common::server_error("the request was given up"))?;
-    let mut response = reply::stored(StatusCode::OK, document.into());
+    let mut response = reply::stored(StatusCode::OK, document);
     // It is for those whom gate 2 lets see it, and true for a moment.
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -7,14 +7,13 @@ use axum::response::Response;
 use serde_json::{Map, Value};
 
 use super::common;
-use crate::applets::api::call::{self, Call, Wanted};
+use crate::applets::api::call::{Call, Wanted};
 use crate::applets::api::reply;
 use crate::applets::api::stream::{self, Sender};
 use crate::core::authhook::{Decision, HookAction, HookContext};
 use crate::core::dispatch::blocking;
 use crate::core::dispatch::follow::Agents;
 use crate::core::logging::Action;
-use crate::core::metrics::ApiRefusal;
 use crate::core::runs::{Body, Record, RunError};
 use crate::core::task;
 use crate::core::types::{AgentName, ReqId};
@@ -107,12 +106,8 @@ pub(super) async fn find(
         token: call.bearer.clone(),
         ..call.asks(action)
     };
-    match call::ask(&call.api, &call.snapshot, &call.peer, &asked, &call.untold).await {
-        Decision::Allowed => call.accepted(&asked.token, action),
-        Decision::Denied { .. } => {
-            call.api.metrics.refused(ApiRefusal::Auth);
-            return Err(absent(&reqid));
-        }
+    if call.ask(&asked).await != Decision::Allowed {
+        return Err(absent(&reqid));
     }
     match loaded {
         Ok(record) => Ok((reqid, record)),
