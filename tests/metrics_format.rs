@@ -134,7 +134,7 @@ fn the_page_of_the_api_is_right_whatever_clients_send() {
     Metrics::read(&metrics.render(&FleetState::default()));
     let _open = metrics.connection();
     for at in 0..300 {
-        metrics.answered("/run", "P\"O\nST", 200, Duration::from_millis(at));
+        metrics.answered("/run", "P\"O\nST", "200", Duration::from_millis(at));
         metrics.result(&format!("script{at}"), Outcome::Ok);
         metrics.result("\"}\n1", Outcome::Refused);
     }

@@ -46,10 +46,9 @@ pub(super) async fn answer(
     if version < Version::HTTP_2 && response.status() == StatusCode::PAYLOAD_TOO_LARGE {
         and_close(&mut response);
     }
-    let code = response.status().as_u16();
-    let template = routes::template(&path);
+    let (template, status) = (routes::template(&path), response.status());
     api.metrics
-        .answered(template, method.as_str(), code, began.elapsed());
+        .answered(template, method.as_str(), status.as_str(), began.elapsed());
     response
 }
 

@@ -151,9 +151,10 @@ async fn secure(
         return house.say_no_tls(&peer, &reason);
     }
     let wire = Wire::Tls(stream);
+    // In a task of its own: this one has room for a handshake, which a connection at rest would keep.
     if is_http2 {
-        Box::pin(http2::serve(house, wire, peer, seat)).await;
+        task::spawn(http2::serve(house, wire, peer, seat));
     } else {
-        connection::serve(house, wire, peer, seat).await;
+        task::spawn(connection::serve(house, wire, peer, seat));
     }
 }
