@@ -710,6 +710,19 @@ fn two_thousand_refusals_are_told_in_a_few_lines() {
     );
 }
 
+/// Waits until `total` requests have each left a line or are counted among those that left none; the lines.
+fn told_or_counted(host: &Host, of: &str, total: usize) -> Vec<LogLine> {
+    wait_until("each request is told or counted", PATIENCE, || {
+        let counted = host.log_of("api-log-suppressed").into_iter();
+        let counted: usize = counted
+            .filter(|line| line.field("OF").as_deref() == Some(of))
+            .filter_map(|line| line.field("COUNT")?.parse::<usize>().ok())
+            .sum();
+        let told = host.log_of("api-request");
+        (told.len() + counted == total).then_some(told)
+    })
+}
+
 #[test]
 fn what_everybody_may_ask_for_is_told_in_a_few_lines_and_what_gate_2_allows_always() {
     let host = new_dispatcher("ctl.test");
@@ -735,15 +748,7 @@ fn what_everybody_may_ask_for_is_told_in_a_few_lines_and_what_gate_2_allows_alwa
     let seconds = usize::try_from(begun.elapsed().as_secs()).expect("few") + 1;
     std::thread::sleep(Duration::from_millis(1200));
     api.get("/health").expect(200);
-    let told = wait_until("each request is told or counted", PATIENCE, || {
-        let counted = host.log_of("api-log-suppressed").into_iter();
-        let counted: usize = counted
-            .filter(|line| line.field("OF").as_deref() == Some("unasked"))
-            .filter_map(|line| line.field("COUNT")?.parse::<usize>().ok())
-            .sum();
-        let told = host.log_of("api-request");
-        (told.len() + counted == 2004).then_some(told)
-    });
+    let told = told_or_counted(&host, "unasked", 2004);
     let few = 200 + 5 * (seconds + 2) + 3;
     assert!((200..=few).contains(&told.len()), "{} lines", told.len());
     // One was let in where there was no room for strangers any more.
@@ -755,6 +760,36 @@ fn what_everybody_may_ask_for_is_told_in_a_few_lines_and_what_gate_2_allows_alwa
     let rulings = host.log_of("auth");
     assert!(rulings.len() <= few + 3, "{} lines", rulings.len());
     assert_eq!(of(rulings, "AUTHACTION=ping"), 3);
+}
+
+#[test]
+fn five_hundred_refusals_of_gate_2_are_each_told_whole_or_counted() {
+    let host = new_dispatcher("ctl.test");
+    web::hook(&host, "test \"$ENVEXEC_ACTION\" != run || exit 3");
+    let api = ApiServer::start(&host, HOOKED);
+    let mut connection = api.connect();
+    let body = json!({"hosts": ["a.test"], "script": "s"}).to_string();
+    let request = Request::new("POST", "/run").body(body.as_bytes());
+    let begun = Instant::now();
+    for _ in 0..500 {
+        connection.send(&request.bytes());
+        assert_eq!(connection.answer("POST").status, 403);
+    }
+    let seconds = usize::try_from(begun.elapsed().as_secs()).expect("few") + 1;
+    std::thread::sleep(Duration::from_millis(1200));
+    api.send(&request).expect(403);
+    let told = told_or_counted(&host, "refused", 501).len();
+    let few = 200 + 5 * (seconds + 2);
+    assert!((200..=few).contains(&told), "{told} lines");
+    // With each the rulings of both gates.
+    let rulings = wait_until("all rulings", PATIENCE, || {
+        let rulings = host.log_of("auth");
+        (rulings.len() >= 2 * told).then_some(rulings)
+    });
+    let denied = rulings
+        .iter()
+        .filter(|line| line.field("RESULT").as_deref() == Some("deny"));
+    assert_eq!((rulings.len(), denied.count()), (2 * told, told));
 }
 
 #[test]
