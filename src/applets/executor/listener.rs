@@ -1,4 +1,4 @@
-//! The loop of the service: accepts, looks who it is, forks, and buries (spec/executor.md 3.3).
+//! The loop of the service: accepts, looks who it is, hands over, and buries (spec/executor.md 3.3).
 //!
 //! It never reads a byte of a request, keeps nothing about a run but the number of its process, and no error of one connection ends it.
 
@@ -10,13 +10,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{Pid, Signal, WaitOptions, wait};
 
+use super::crew::{Admitted, Crew};
 use super::house::{House, Peer};
 use super::peer::{self, Rules};
 use super::policy::Source;
-use super::supervisor::Seat;
 use super::{describe, supervisor};
 use crate::complain;
 use crate::core::exec::frame::{Kind, Reply, ReplyExtras, encode_reply};
@@ -44,19 +43,9 @@ pub(super) struct Listener {
     allow_root: bool,
     source: Source,
     house: House,
-    running: Vec<Supervisor>,
-    /// Where supervisors say that they only serve an order: both ends, ours and theirs.
-    words: Option<(OwnedFd, OwnedFd)>,
+    crew: Crew,
     /// The last reason for which nothing could be accepted; told once.
     trouble: Option<Errno>,
-}
-
-/// One process that serves a connection.
-#[derive(Clone, Copy, Debug)]
-struct Supervisor {
-    pid: Pid,
-    /// It has said that it runs nothing, or may not run anything.
-    order: bool,
 }
 
 /// Orders (wait, cancel) are served while all places for runs are taken: else runs that wait for their end would keep each other from
@@ -87,9 +76,7 @@ impl Listener {
             allow_root: parts.allow_root,
             source: parts.source,
             house: parts.house,
-            running: Vec::new(),
-            // Without it an order takes the place of a run for as long as it lasts.
-            words: pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok(),
+            crew: Crew::new(),
             trouble: None,
         }
     }
@@ -103,6 +90,7 @@ impl Listener {
                 self.wait_for_work(Some(if pause { PAUSE } else { QUIET }), !pause, None);
             if connection.is_none() && !pause {
                 self.house.mounts.forget_views();
+                self.crew.dismiss();
                 connection = self.wait_for_work(None, true, Some(&cold_code));
             }
             let connection = connection.unwrap_or(false);
@@ -113,7 +101,7 @@ impl Listener {
                     _ => {}
                 }
             }
-            self.house.mounts.hear_of_views();
+            self.hear_of_views();
             // Several children may have become one signal.
             self.reap();
             pause = connection && !self.accept();
@@ -198,63 +186,59 @@ impl Listener {
             self.reload();
         }
         if self.house.unprivileged.is_none() {
-            self.house.mounts.refresh();
-            self.house.mounts.hear_of_views();
+            if self.house.mounts.refresh() {
+                self.crew.dismiss();
+            }
+            self.hear_of_views();
         }
         let most = self.house.policy.config.executor.max_runs;
-        self.hear();
-        let orders = self.running.iter().filter(|s| s.order).count();
-        if orders >= most_orders(most) {
+        self.crew.hear();
+        if self.crew.orders() >= most_orders(most) {
             let text = format!("executor: {}\n", supervisor::too_many(most));
             refuse(connection, peer, "limit", text);
             return;
         }
-        let full = self.running.len() - orders >= most;
-        self.fork(connection, peer, full);
-    }
-
-    /// Learns which supervisors only serve an order.
-    fn hear(&mut self) {
-        let Some((words, _)) = &self.words else {
-            return;
+        let admitted = Admitted {
+            connection,
+            peer,
+            full: self.crew.runs() >= most,
         };
-        // A multiple of a word: each is written whole.
-        let mut buffer = [0; 4 * 256];
-        while let Ok(n @ 1..) = rustix::io::read(words, &mut buffer[..]) {
-            for word in buffer[..n].chunks_exact(4) {
-                let pid = word.try_into().map(i32::from_ne_bytes);
-                let pid = pid.ok().and_then(Pid::from_raw);
-                if let Some(found) = self.running.iter_mut().find(|s| Some(s.pid) == pid) {
-                    found.order = true;
-                }
-            }
+        if let Err(admitted) = self.crew.hand_over(admitted) {
+            self.fork(admitted);
         }
     }
 
-    fn fork(&mut self, connection: UnixStream, peer: Peer, full: bool) {
+    /// Who was made before a view was kept does not know it.
+    fn hear_of_views(&mut self) {
+        if self.house.mounts.hear_of_views() {
+            self.crew.dismiss();
+        }
+    }
+
+    fn fork(&mut self, admitted: Admitted) {
+        let line = self.crew.line();
         match fork::fork() {
             Ok(fork::Side::Child) => {
                 // Whatever happens in there: this process never comes back into the loop.
                 let _end = LeaveOnUnwind;
                 arena::begin();
                 self.socket = None;
-                let word = self.words.as_ref().map(|(_, word)| word);
-                let seat = Seat { full, word };
-                supervisor::supervise(connection, peer, &self.house, seat);
+                let desk = std::mem::take(&mut self.crew).into_desk(line);
+                supervisor::supervise(admitted, &self.house, desk.as_ref());
                 fork::leave(0)
             }
             Ok(fork::Side::Parent(pid)) => {
-                let pid = Pid::from_raw(pid);
-                self.running
-                    .extend(pid.map(|pid| Supervisor { pid, order: full }));
+                if let Some(pid) = Pid::from_raw(pid) {
+                    self.crew.joined(pid, admitted.full, line);
+                }
             }
             // As the original: exit -1 without a word. The reason is for the log.
             Err(error) => {
                 Action::new("accept-failed")
                     .field("ERROR", &error)
-                    .field("PEER_PID", peer.pid)
+                    .field("PEER_PID", admitted.peer.pid)
                     .err();
-                refuse(connection, peer, "fork", String::new());
+                refuse(admitted.connection, admitted.peer, "fork", String::new());
             }
         }
     }
@@ -262,13 +246,7 @@ impl Listener {
     /// Takes the ended supervisors off the list. One that did not end by itself has left a run without an owner.
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let Some(at) = self.running.iter().position(|s| s.pid == pid) else {
-                continue;
-            };
-            // Before its number can be another's.
-            self.hear();
-            self.running.swap_remove(at);
-            if status.exit_status() != Some(0) {
+            if self.crew.buried(pid) && status.exit_status() != Some(0) {
                 self.clear_up(pid, "supervisor-died");
             }
         }
@@ -304,6 +282,7 @@ impl Listener {
         }
         self.house.protected = self.source.protected(&policy.config, &policy.allowlist);
         self.house.mounts.forget_views();
+        self.crew.dismiss();
         describe::log_degraded(&self.house);
     }
 
@@ -313,22 +292,13 @@ impl Listener {
         if let Some(place) = &self.place {
             place.remove();
         }
-        self.signal_all(Signal::TERM);
+        self.crew.dismiss();
+        self.crew.signal(Signal::TERM);
         let end = Instant::now() + DRAIN;
         self.bury_until(end);
-        if self.running.is_empty() {
-            return;
-        }
-        self.signal_all(Signal::KILL);
-        for supervisor in std::mem::take(&mut self.running) {
-            self.clear_up(supervisor.pid, "shutdown");
-        }
-    }
-
-    fn signal_all(&self, signal: Signal) {
-        for supervisor in &self.running {
-            // Not reaped yet, so the number is still its own.
-            let _ = kill_process(supervisor.pid, signal);
+        self.crew.signal(Signal::KILL);
+        for supervisor in self.crew.disband() {
+            self.clear_up(supervisor, "shutdown");
         }
     }
 
@@ -336,7 +306,7 @@ impl Listener {
         loop {
             self.reap();
             let left = end.saturating_duration_since(Instant::now());
-            if self.running.is_empty() || left.is_zero() {
+            if self.crew.is_empty() || left.is_zero() {
                 return;
             }
             self.wait_for_work(Some(left), false, None);

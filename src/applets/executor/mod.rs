@@ -1,8 +1,9 @@
 //! `ctrl-exec-exec`: the root executor (spec/executor.md).
 //!
-//! `serve` is one process that listens ([`listener`]) and forks one [`supervisor`] per connection. Neither has a second thread.
+//! `serve` is one process that listens ([`listener`]) and has each connection served by a [`supervisor`], one of its [`crew`]. Neither has a second thread.
 
 mod check;
+mod crew;
 mod describe;
 mod digest;
 mod house;

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use super::crew::Admitted;
 use super::house::{House, Peer};
 use super::policy::Source;
 use super::startup::absolute;
@@ -92,7 +93,12 @@ fn exchange(house: &House, frame: &[u8]) -> Result<Reply, String> {
     let supervisor = match fork::fork().map_err(|e| cannot("fork", e))? {
         Side::Child => {
             drop(ours);
-            supervisor::supervise(theirs, peer, house, supervisor::Seat::default());
+            let admitted = Admitted {
+                connection: theirs,
+                peer,
+                full: false,
+            };
+            supervisor::supervise(admitted, house, None);
             fork::leave(0)
         }
         Side::Parent(pid) => pid,

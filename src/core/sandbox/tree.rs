@@ -210,11 +210,19 @@ fn signal_exactly(pid: Pid, signal: Signal, is_it: impl Fn(Pid) -> bool) {
     }
 }
 
+/// Whether this process has no child at all, living or ended; told by one call.
+pub fn is_childless() -> bool {
+    let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(
+        rustix::process::waitid(WaitId::All, any),
+        Err(rustix::io::Errno::CHILD)
+    )
+}
+
 /// Our own children.
 fn children() -> Vec<Stat> {
-    // The usual case after a run, told by one call: reading a list of none takes six and makes the kernel build four entries of `/proc`.
-    let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    if let Err(rustix::io::Errno::CHILD) = rustix::process::waitid(WaitId::All, any) {
+    // The usual case after a run: reading a list of none takes six calls and makes the kernel build four entries of `/proc`.
+    if is_childless() {
         return Vec::new();
     }
     let us = std::process::id();

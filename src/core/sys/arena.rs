@@ -1,5 +1,5 @@
-//! The allocator of the program: the C library's, and in a process that serves a single run first a piece of memory that is handed out from
-//! one end and goes with the process.
+//! The allocator of the program: the C library's, and in a process that serves one run at a time first a piece of memory that is handed out
+//! from one end and goes with the process, or begins anew with the next run.
 //!
 //! A supervisor allocates some thousand small blocks within a few milliseconds, just after a fork: the C library's allocator maps and unmaps
 //! a page for many of them and touches pages that the fork has made copy-on-write. From here they come at the price of an addition, out of
@@ -12,7 +12,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// Bytes to hand out.
 const SIZE: usize = 256 * 1024;
@@ -34,6 +35,8 @@ unsafe impl Sync for Room {}
 static ROOM: Room = Room(UnsafeCell::new([0; SIZE]));
 /// Where the next block begins; from `SIZE` on there is none.
 static NEXT: AtomicUsize = AtomicUsize::new(NEVER);
+/// Blocks that were handed out and not given back.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -52,6 +55,16 @@ pub fn begin() {
     }
 }
 
+/// After a run: all of the arena is there again. False if that cannot be, because a block of it is still in use; then all goes on as before.
+pub fn begin_again() -> bool {
+    // From here on no block is handed out: one that comes too late finds no room, one that came before has been counted.
+    let used = NEXT.swap(SIZE, SeqCst);
+    let unused = LIVE.load(SeqCst) == 0;
+    let next = if unused && used != NEVER { 0 } else { used };
+    NEXT.store(next, SeqCst);
+    unused
+}
+
 /// Where a block lies in the arena. `None`: it is the C library's.
 fn offset(block: *mut u8) -> Option<usize> {
     let offset = block.addr().wrapping_sub(ROOM.0.get().addr());
@@ -68,9 +81,15 @@ fn take(layout: Layout) -> Option<*mut u8> {
         return None;
     }
     let size = taken(layout.size());
-    let at = NEXT.fetch_add(size, Relaxed);
+    // Counted first, see `begin_again`.
+    LIVE.fetch_add(1, SeqCst);
+    let at = NEXT.fetch_add(size, SeqCst);
+    if at + size > SIZE {
+        LIVE.fetch_sub(1, SeqCst);
+        return None;
+    }
     // SAFETY: the block lies within the room.
-    (at + size <= SIZE).then(|| unsafe { ROOM.0.get().cast::<u8>().add(at) })
+    Some(unsafe { ROOM.0.get().cast::<u8>().add(at) })
 }
 
 /// Makes the last block, which begins at `at`, end there; false if it is not the last, or there is no room.
@@ -108,6 +127,7 @@ unsafe impl GlobalAlloc for Allocator {
         match offset(block) {
             Some(at) => {
                 resize_last(at, taken(layout.size()), 0);
+                LIVE.fetch_sub(1, SeqCst);
             }
             // SAFETY: it is not of the arena, so the C library gave it; the rest is the caller's promise.
             None => unsafe { System.dealloc(block, layout) },
@@ -168,6 +188,32 @@ mod tests {
             begin();
             assert!(NEXT.load(Relaxed) > 0, "begun once");
             assert_eq!(before, [7; 100]);
+        });
+    }
+
+    #[test]
+    fn it_begins_anew_when_nothing_of_it_is_in_use() {
+        in_own_process(|| {
+            assert!(begin_again());
+            assert_eq!(NEXT.load(Relaxed), NEVER, "not before it has begun");
+            begin();
+            let first = vec![7_u8; 100];
+            let second = vec![8_u8; 100];
+            let place = offset(first.as_ptr().cast_mut());
+            drop(first);
+            assert!(!begin_again(), "the second is in use");
+            assert_eq!(second, [8; 100]);
+            assert!(NEXT.load(Relaxed) >= 100 && NEXT.load(Relaxed) < SIZE);
+            drop(second);
+            assert!(begin_again());
+            let third: Vec<u8> = Vec::with_capacity(100);
+            assert_eq!(offset(third.as_ptr().cast_mut()), place);
+            drop(third);
+            // What has no room is the C library's, and is not counted.
+            let many: Vec<Vec<u8>> = (0..40).map(|_| vec![1; LARGEST]).collect();
+            assert!(!begin_again());
+            drop(many);
+            assert!(begin_again());
         });
     }
 

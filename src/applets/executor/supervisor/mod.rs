@@ -1,4 +1,5 @@
-//! One process per connection: reads the request, decides, starts, watches, answers (spec/executor.md 10, 15.7).
+//! What serves a connection: reads the request, decides, starts, watches, answers (spec/executor.md 10, 15.7). A process that serves one at a
+//! time, and another one only after a run that has left nothing behind (see [`super::crew`]).
 
 mod connection;
 mod course;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 
+use super::crew::{Admitted, Desk, Word};
 use super::house::{House, Peer};
 use super::jobs::{Job, JobError, answer};
 use connection::{NoFrame, REPLY_PATIENCE, read_frame, write_reply};
@@ -28,27 +30,20 @@ use crate::core::exec::frame::{self, FrameError, Kind, Reply, Request, encode_re
 use crate::core::sandbox::cgroup::{self, Hierarchy, Leaf};
 use crate::core::sandbox::identity::{self, Identity};
 use crate::core::sandbox::prepare::{Prepared, RunOrder, prepare};
-use crate::core::sandbox::tree::Tree;
+use crate::core::sandbox::tree::{self, Tree};
 use crate::core::sandbox::{NotPrepared, Protections, own, script};
-use crate::core::sys::wait::take_over_signals;
+use crate::core::sys::arena;
+use crate::core::sys::wait::{self, take_over_signals};
 
-/// The place that the listener has for this connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seat<'a> {
-    /// All places for runs are taken: only orders are served.
-    pub(super) full: bool,
-    /// Where to write our number when it turns out that this is no run.
-    pub(super) word: Option<&'a OwnedFd>,
-}
+/// Connections that one supervisor serves at most: what a run may have left in it that we do not know of does not last.
+const MOST_CONNECTIONS: usize = 64;
 
-impl Seat<'_> {
-    /// Gives the place of a run back. When that fails an order takes the place of a run for a while, and nothing worse.
-    fn is_no_run(&self) {
-        if let Some(word) = self.word {
-            let number = rustix::process::getpid().as_raw_nonzero().get();
-            let _ = rustix::io::write(word, &number.to_ne_bytes());
-        }
-    }
+/// What becomes of a supervisor when it has served a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum After {
+    /// It is as it was before.
+    Again,
+    End,
 }
 
 /// The words for a refusal because `most` runs are going on.
@@ -56,53 +51,91 @@ pub(super) fn too_many(most: usize) -> String {
     format!("too many runs at the same time ({most})")
 }
 
-/// Serves one connection in a process of its own. Returns when everything is done and logged; the caller exits.
-pub(super) fn supervise(connection: UnixStream, peer: Peer, house: &House, seat: Seat<'_>) {
-    // A hang-up or an interrupt of the whole service is for the listener: it says what becomes of the runs.
-    let taken = [
-        Signal::TERM,
-        Signal::USR1,
-        Signal::CHILD,
-        Signal::HUP,
-        Signal::INT,
-    ];
-    let Ok(signals) = take_over_signals(&taken) else {
+/// Serves a connection in a process of its own, and those that it is given afterwards. Returns when everything is done and logged; the
+/// caller exits. Without a `desk` there is one connection.
+pub(super) fn supervise(first: Admitted, house: &House, desk: Option<&Desk>) {
+    let Some(office) = Office::set_up(house, desk) else {
         return;
     };
-    // What a script leaves behind becomes our child. Before Linux 3.4 only its process group can be killed.
-    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-    let had = house.features.bounding;
-    let bounding = match house.unprivileged {
-        None => own::give_up_the_rest(&house.policy.config, had),
-        Some(_) => Ok(had),
-    };
-    let bounding = match bounding {
-        Ok(left) => left,
-        Err(errno) => return report::own_failure("capabilities", errno).err(),
-    };
-    if connection.set_nonblocking(true).is_err() {
-        return;
+    let mut admitted = first;
+    for left in (0..MOST_CONNECTIONS).rev() {
+        // What came while nothing was going on was for a run that is over.
+        while wait::next_signal(&office.signals).is_some() {}
+        if office.serve(admitted) == After::End || !arena::begin_again() {
+            return;
+        }
+        // Who asks for a connection must serve it.
+        let Some(next) = desk.filter(|_| left > 0).and_then(Desk::next) else {
+            return;
+        };
+        admitted = next;
     }
-    let served = Served {
-        connection: Some(connection),
-        peer,
-        house,
-        signals,
-        bounding,
-        seat,
-    };
-    served.serve();
+}
+
+/// What a supervisor has for all its connections.
+struct Office<'a> {
+    house: &'a House,
+    desk: Option<&'a Desk>,
+    signals: OwnedFd,
+    /// What may be in our bounding set.
+    bounding: CapabilitySet,
+}
+
+impl<'a> Office<'a> {
+    /// Signals, orphans, rights. `None`: it failed, and that is logged.
+    fn set_up(house: &'a House, desk: Option<&'a Desk>) -> Option<Self> {
+        // A hang-up or an interrupt of the whole service is for the listener: it says what becomes of the runs.
+        let taken = [
+            Signal::TERM,
+            Signal::USR1,
+            Signal::CHILD,
+            Signal::HUP,
+            Signal::INT,
+        ];
+        let signals = take_over_signals(&taken).ok()?;
+        // What a script leaves behind becomes our child. Before Linux 3.4 only its process group can be killed.
+        let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+        let had = house.features.bounding;
+        let bounding = match house.unprivileged {
+            None => own::give_up_the_rest(&house.policy.config, had),
+            Some(_) => Ok(had),
+        };
+        match bounding {
+            Ok(bounding) => Some(Self {
+                house,
+                desk,
+                signals,
+                bounding,
+            }),
+            Err(errno) => {
+                report::own_failure("capabilities", errno).err();
+                None
+            }
+        }
+    }
+
+    fn serve(&self, admitted: Admitted) -> After {
+        if admitted.connection.set_nonblocking(true).is_err() {
+            return After::End;
+        }
+        let served = Served {
+            connection: Some(admitted.connection),
+            peer: admitted.peer,
+            full: admitted.full,
+            house: self.house,
+            office: self,
+        };
+        served.serve()
+    }
 }
 
 struct Served<'a> {
     /// `None` once a detached run has been answered.
     connection: Option<UnixStream>,
     peer: Peer,
+    full: bool,
     house: &'a House,
-    signals: OwnedFd,
-    /// What may be in our bounding set.
-    bounding: CapabilitySet,
-    seat: Seat<'a>,
+    office: &'a Office<'a>,
 }
 
 /// Ready to start.
@@ -113,10 +146,11 @@ struct Ready {
 }
 
 impl Served<'_> {
-    fn serve(mut self) {
+    /// Only a run can leave us as we were: what else comes is rare.
+    fn serve(mut self) -> After {
         let executor = &self.house.policy.config.executor;
         let Some(connection) = &self.connection else {
-            return;
+            return After::End;
         };
         let frame = read_frame(
             connection.as_fd(),
@@ -125,37 +159,50 @@ impl Served<'_> {
         );
         let body = match frame {
             Ok(body) => body,
-            Err(NoFrame::Silence) => return,
-            Err(other) => return report::malformed(self.peer, other.word()).warning(),
+            Err(NoFrame::Silence) => return After::End,
+            Err(other) => {
+                report::malformed(self.peer, other.word()).warning();
+                return After::End;
+            }
         };
         let mut request = match frame::decode_request(&body) {
             Ok(request) => request,
             Err(FrameError::NoFrame(why)) => {
-                return report::malformed(self.peer, why).warning();
+                report::malformed(self.peer, why).warning();
+                return After::End;
             }
             Err(FrameError::Malformed(why)) => {
                 report::malformed(self.peer, why).warning();
                 let reply = report::refusal(REFUSED, Kind::Denied, "malformed request");
-                return self.answer(&reply);
+                self.answer(&reply);
+                return After::End;
             }
         };
         drop(body);
         if let Some(order) = request.extras.job {
-            self.seat.is_no_run();
-            let answer = orders::obey(order, &request, self.house, connection, &self.signals);
+            if let Some(desk) = self.office.desk {
+                desk.say(Word::Order);
+            }
+            let signals = &self.office.signals;
+            let answer = orders::obey(order, &request, self.house, connection, signals);
             if let Some(answer) = answer {
                 write_reply(connection.as_fd(), &answer, REPLY_PATIENCE);
             }
-            return;
+            return After::End;
         }
         let house = self.house;
-        if self.seat.full {
-            let refused = Refused::new(REFUSED, "limit", too_many(executor.max_runs));
-            return self.refuse(&request, &refused);
-        }
-        match decide(&request, house) {
+        let decided = if self.full {
+            let text = too_many(executor.max_runs);
+            Err(Refused::new(REFUSED, "limit", text))
+        } else {
+            decide(&request, house)
+        };
+        match decided {
             Ok(decided) => self.run(&mut request, &decided),
-            Err(refused) => self.refuse(&request, &refused),
+            Err(refused) => {
+                self.refuse(&request, &refused);
+                After::End
+            }
         }
     }
 
@@ -170,17 +217,19 @@ impl Served<'_> {
         self.answer(&report::refusal(refused.exit, refused.kind, &refused.text));
     }
 
-    fn run(&mut self, request: &mut Request, decided: &Decided<'_>) {
+    fn run(&mut self, request: &mut Request, decided: &Decided<'_>) -> After {
         let job = if request.extras.detach {
             match Job::begin(&self.house.jobs, request) {
                 Ok(job) => Some(job),
                 Err(e @ JobError::Io { .. }) => {
                     report::setup_failed(request, decided, "job", &e.to_string()).err();
-                    return self.answer(&report::refusal(REFUSED, Kind::Setup, e));
+                    self.answer(&report::refusal(REFUSED, Kind::Setup, e));
+                    return After::End;
                 }
                 Err(e) => {
                     let refused = Refused::new(REFUSED, "limit", e.to_string());
-                    return self.refuse(request, &refused);
+                    self.refuse(request, &refused);
+                    return After::End;
                 }
             }
         } else {
@@ -201,6 +250,7 @@ impl Served<'_> {
                     Kind::Denied
                 };
                 self.answer(&report::refusal(NOT_RUN, kind, &not.text));
+                After::End
             }
         }
     }
@@ -244,7 +294,7 @@ impl Served<'_> {
             checked,
             protected: &house.protected,
             features: &house.features,
-            bounding: self.bounding,
+            bounding: self.office.bounding,
             mounts: &house.mounts,
             leaf: leaf.as_ref(),
         };
@@ -275,7 +325,7 @@ impl Served<'_> {
         ready: Ready,
         protections: &Protections,
         job: Option<Job>,
-    ) {
+    ) -> After {
         let profile = decided.profile.as_ref();
         let files = job.as_ref().map(Job::files).transpose();
         let born = files.and_then(|files| {
@@ -292,7 +342,8 @@ impl Served<'_> {
                     job.drop_it();
                 }
                 report::setup_failed(request, decided, "fork", &e.to_string()).err();
-                return self.answer(&report::internal_failure());
+                self.answer(&report::internal_failure());
+                return After::End;
             }
         };
         if job.is_some() {
@@ -317,7 +368,10 @@ impl Served<'_> {
         };
         let tree = Tree::new(started.pid, started.init, ready.leaf);
         let client = self.connection.as_ref();
-        let (mut ended, left) = watch(started, tree, ends, rules, client, &self.signals);
+        let signals = &self.office.signals;
+        let detached = job.is_some();
+        let (mut ended, left) = watch(started, tree, ends, rules, client, signals);
+        let by_itself = ended.stop.is_none() && ended.failed.is_none();
 
         let failed = ended.failed.map(|failed| {
             let text = failed.text(&ready.prepared);
@@ -357,7 +411,12 @@ impl Served<'_> {
             report::setup_failed(request, decided, "result", &e.to_string()).err();
         }
         let grace = profile.kill_grace.max(Duration::from_millis(100));
-        left.clear(grace, &self.signals);
+        let gone = left.clear(grace, signals);
+        if gone && by_itself && !detached && tree::is_childless() {
+            After::Again
+        } else {
+            After::End
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use super::super::house::{Policy, Unprivileged};
+use super::super::crew::Crew;
+use super::super::house::{Peer, Policy, Unprivileged};
 use crate::core::config::{
     AgentConfig, Allowlist, Annotations, Leftovers, OnDisconnect, ProfileConfig, Protected, Scope,
     ScriptEntry,
@@ -23,7 +24,7 @@ struct Bench {
     dir: tempfile::TempDir,
     house: House,
     full: bool,
-    word: Option<OwnedFd>,
+    desk: Option<Desk>,
 }
 
 fn is_root() -> bool {
@@ -80,7 +81,7 @@ impl Bench {
             dir,
             house,
             full: false,
-            word: None,
+            desk: None,
         }
     }
 
@@ -89,17 +90,14 @@ impl Bench {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.write_all(bytes).unwrap();
         ours.shutdown(std::net::Shutdown::Write).unwrap();
-        supervise(theirs, Peer { uid: 0, pid: 1 }, &self.house, self.seat());
+        let first = Admitted {
+            full: self.full,
+            ..admitted(theirs)
+        };
+        supervise(first, &self.house, self.desk.as_ref());
         let mut answer = Vec::new();
         ours.read_to_end(&mut answer).unwrap();
         answer
-    }
-
-    fn seat(&self) -> Seat<'_> {
-        Seat {
-            full: self.full,
-            word: self.word.as_ref(),
-        }
     }
 
     fn ask(&self, request: &Request) -> Reply {
@@ -110,6 +108,14 @@ impl Bench {
         let mut request = request(".job");
         request.extras.job = Some(order);
         self.ask(&request)
+    }
+}
+
+fn admitted(connection: UnixStream) -> Admitted {
+    Admitted {
+        connection,
+        peer: Peer { uid: 0, pid: 1 },
+        full: false,
     }
 }
 
@@ -304,12 +310,7 @@ fn a_client_that_has_gone_ends_the_run_where_the_profile_says_so() {
         ours.write_all(&encode_request(&request("script")).unwrap())
             .unwrap();
         drop(ours);
-        supervise(
-            theirs,
-            Peer { uid: 0, pid: 1 },
-            &bench.house,
-            Seat::default(),
-        );
+        supervise(admitted(theirs), &bench.house, None);
     });
 }
 
@@ -325,12 +326,7 @@ fn a_detached_run_is_answered_at_once_and_its_result_is_kept() {
         match fork().unwrap() {
             Side::Child => {
                 drop(ours);
-                supervise(
-                    theirs,
-                    Peer { uid: 0, pid: 1 },
-                    &bench.house,
-                    Seat::default(),
-                );
+                supervise(admitted(theirs), &bench.house, None);
                 leave(0)
             }
             Side::Parent(_) => drop(theirs),
@@ -376,12 +372,7 @@ fn a_detached_run_can_be_cancelled() {
         match fork().unwrap() {
             Side::Child => {
                 drop(ours);
-                supervise(
-                    theirs,
-                    Peer { uid: 0, pid: 1 },
-                    &bench.house,
-                    Seat::default(),
-                );
+                supervise(admitted(theirs), &bench.house, None);
                 leave(0)
             }
             Side::Parent(_) => drop(theirs),
@@ -407,21 +398,23 @@ fn with_word(word: &str) -> usize {
 #[test]
 fn when_all_places_are_taken_orders_are_served_and_runs_are_not() {
     in_own_process(|| {
-        let (words, word) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        let us = rustix::process::getpid();
+        let mut crew = Crew::new();
+        crew.joined(us, false, None);
         let mut bench = Bench::new("echo no", |_| {});
         bench.full = true;
-        bench.word = Some(word);
+        bench.desk = crew.desk_for_test(None);
         let refused = bench.ask(&request("script"));
         assert_eq!(refused.exit, REFUSED);
         assert_eq!(refused.extras.unwrap().kind, Kind::Denied);
         assert!(refused.stderr.starts_with(b"executor: too many runs"));
-        let mut number = [0; 4];
-        assert!(rustix::io::read(&words, &mut number).is_err());
+        crew.hear();
+        assert_eq!((crew.runs(), crew.orders()), (1, 0));
         let told = bench.order(JobOrder::Cancel);
         assert_eq!(told.extras.unwrap().kind, Kind::Unknown);
         // It gives back the place of a run.
-        assert_eq!(rustix::io::read(&words, &mut number), Ok(4));
-        assert_eq!(u32::from_ne_bytes(number), std::process::id());
+        crew.hear();
+        assert_eq!((crew.runs(), crew.orders()), (0, 1));
     });
 }
 

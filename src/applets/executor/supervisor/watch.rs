@@ -15,7 +15,7 @@ use super::connection::{has_gone, timespec};
 use super::course::{Course, Effect, Stop, after};
 use super::streams::{CHUNK, Input, Output};
 use crate::core::config::{Leftovers, OnDisconnect};
-use crate::core::sandbox::cgroup::Usage;
+use crate::core::sandbox::cgroup::{Leaf, Usage};
 use crate::core::sandbox::child::{ChildIo, News, Started, StepFailed};
 use crate::core::sandbox::tree::Tree;
 use crate::core::sys::wait;
@@ -118,6 +118,8 @@ struct Watch {
 #[must_use = "the group of the run stays until it is cleared"]
 pub(super) enum Left {
     Nothing,
+    /// Processes that may stay, in their group.
+    Processes,
     /// The group of the run, with nothing in it that may not stay.
     Group(Tree),
     /// Processes that may stay, and whose init dies with us: see [`linger`].
@@ -125,16 +127,16 @@ pub(super) enum Left {
 }
 
 impl Left {
-    /// Removes the group, or stays with what an init keeps until it has gone.
-    pub(super) fn clear(self, kill_grace: Duration, signals: &OwnedFd) {
+    /// Removes the group, or stays with what an init keeps until it has gone. True: it had ended, and its group is no more.
+    pub(super) fn clear(self, kill_grace: Duration, signals: &OwnedFd) -> bool {
         match self {
-            Self::Nothing => {}
-            Self::Group(tree) => {
-                if let Some(leaf) = tree.leaf() {
-                    leaf.remove();
-                }
+            Self::Nothing => true,
+            Self::Processes => false,
+            Self::Group(tree) => tree.leaf().is_none_or(Leaf::remove),
+            Self::Init(tree) => {
+                linger(tree, kill_grace, signals);
+                false
             }
-            Self::Init(tree) => linger(tree, kill_grace, signals),
         }
     }
 }
@@ -343,8 +345,12 @@ impl Watch {
         (self.ended.stderr, self.ended.truncated.1) = stderr.finish();
         let left = if self.init && reaped.is_none() && !must_go {
             Left::Init(self.tree)
-        } else if self.tree.leaf().is_some_and(|l| must_go || !l.populated()) {
-            Left::Group(self.tree)
+        } else if let Some(leaf) = self.tree.leaf() {
+            if must_go || !leaf.populated() {
+                Left::Group(self.tree)
+            } else {
+                Left::Processes
+            }
         } else {
             Left::Nothing
         };

@@ -107,9 +107,10 @@ impl Kept {
         self.views.clear();
     }
 
-    /// Takes in what children have offered.
-    pub(super) fn hear(&mut self) {
+    /// Takes in what children have offered. True: something was kept.
+    pub(super) fn hear(&mut self) -> bool {
         let mut word = [0; WORD];
+        let mut changed = false;
         loop {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -118,7 +119,7 @@ impl Kept {
             let heard = match recvmsg(&self.inbox, &mut pieces, &mut control, flags) {
                 Ok(heard) if heard.bytes > 0 => heard.bytes,
                 Err(Errno::INTR) => continue,
-                _ => return,
+                _ => return changed,
             };
             let mut fds = control
                 .drain()
@@ -136,6 +137,7 @@ impl Kept {
             };
             if heard == WORD && state == self.state.to_ne_bytes() {
                 self.keep(key, Place { namespace, root });
+                changed = true;
             }
         }
     }

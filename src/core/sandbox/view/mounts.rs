@@ -47,11 +47,9 @@ impl Mounts {
         self.kept = Kept::new().ok();
     }
 
-    /// Takes in the views that children have built since.
-    pub fn hear_of_views(&mut self) {
-        if let Some(kept) = &mut self.kept {
-            kept.hear();
-        }
+    /// Takes in the views that children have built since. True: there are others than before.
+    pub fn hear_of_views(&mut self) -> bool {
+        self.kept.as_mut().is_some_and(Kept::hear)
     }
 
     /// Readable when [`Self::hear_of_views`] would hear something.
