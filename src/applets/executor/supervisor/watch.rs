@@ -180,6 +180,8 @@ pub(super) fn watch(
 impl Watch {
     fn run(&mut self, signals: &OwnedFd) {
         let mut chunk = vec![0; CHUNK];
+        // What fits into the pipe needs no waiting.
+        self.input.write();
         loop {
             self.look_at_main();
             let now = Instant::now();
@@ -231,7 +233,9 @@ impl Watch {
                 add(*source, fd.as_fd(), PollFlags::IN);
             }
         }
-        if let Some(fd) = &self.status {
+        // Without an init the pipe tells only why the script was not started, and then its end follows, which is asked for what it has said. A
+        // script that has started closes it: that alone is no reason to wake up.
+        if let Some(fd) = self.status.as_ref().filter(|_| self.init) {
             add(Source::Status, fd.as_fd(), PollFlags::IN);
         }
         if let Some(fd) = &self.pidfd {

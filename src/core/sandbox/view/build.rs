@@ -6,7 +6,7 @@ use caps::Capability;
 use rustix::fs::Mode;
 
 use super::lookup::{Found, Lookup};
-use super::mountinfo::{self, within};
+use super::mountinfo::{self, same, within};
 use super::parts::{
     Builder, TMP_FLAGS, bind, directories, file, plain_mode, text, tmpfs, world_mode,
 };
@@ -401,7 +401,7 @@ impl Builder<'_> {
             at += 1;
             for name in mountinfo::other_names(self.visible, path) {
                 if let Found::Directory(other) | Found::File(other) = self.look.find(&name)
-                    && !real.contains(&other)
+                    && !real.iter().any(|known| same(known, &other))
                 {
                     real.push(other);
                 }
@@ -414,7 +414,7 @@ impl Builder<'_> {
 /// Without what lies below another of them.
 pub(super) fn outermost(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = paths.collect();
-    paths.sort();
+    paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     let mut kept: Vec<PathBuf> = Vec::new();
     for path in paths {
         if !kept.iter().any(|outer| within(&path, outer)) {
@@ -435,14 +435,17 @@ pub(super) fn overlaps(paths: &[PathBuf], path: &Path) -> bool {
 /// whoever may rename a directory above it can put another one in its place, and with it another file under the same name. Mount points
 /// cannot be renamed.
 pub(super) fn pins(carved: &[PathBuf], guarded: &[PathBuf], hidden: &[PathBuf]) -> Vec<PathBuf> {
+    if carved.is_empty() {
+        return Vec::new();
+    }
     let mut between: Vec<PathBuf> = guarded
         .iter()
         .chain(hidden)
         .flat_map(|path| path.ancestors().skip(1))
         .filter(|dir| {
-            let below = |outer: &PathBuf| dir.starts_with(outer) && dir != outer;
+            let below = |outer: &PathBuf| within(dir, outer) && !same(dir, outer);
             // What is read-only keeps its names anyway.
-            carved.iter().any(below) && !guarded.iter().any(|path| dir.starts_with(path))
+            carved.iter().any(below) && !guarded.iter().any(|path| within(dir, path))
         })
         .map(Path::to_owned)
         .collect();

@@ -166,7 +166,7 @@ pub(super) fn other_names(visible: &[Mount], path: &Path) -> Vec<PathBuf> {
     if let (Some(upper), Some(rest)) = (&home.upper, rest_of(&inside, Path::new("/"))) {
         names.push(join(upper, rest));
     }
-    names.retain(|name| name != path);
+    names.retain(|name| !same(name, path));
     names
 }
 
@@ -183,6 +183,11 @@ fn join(base: &Path, rest: &Path) -> PathBuf {
 /// bytes say it, in a tenth of the time that `Path::starts_with` takes for the some thousand questions of one plan.
 pub(super) fn within(path: &Path, top: &Path) -> bool {
     rest_of(path, top).is_some()
+}
+
+/// They are one path. For paths as in [`within`], and for its reason.
+pub(super) fn same(one: &Path, other: &Path) -> bool {
+    one.as_os_str() == other.as_os_str()
 }
 
 /// What a path adds to `top`, if it is that or lies below it. For paths as in [`within`].

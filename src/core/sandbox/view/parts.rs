@@ -9,7 +9,7 @@ use rustix::mount::MountFlags;
 
 use super::build::overlaps;
 use super::lookup::{Found, Lookup};
-use super::mountinfo::{self, Mount, within};
+use super::mountinfo::{self, Mount, same, within};
 use super::steps::{Op, Planned, Stage};
 use crate::core::config::{Baseline, ProfileConfig};
 use crate::core::sandbox::child::Step;
@@ -60,7 +60,10 @@ impl Builder<'_> {
         };
         let hidden = hidden.iter().filter_map(|path| directory(path));
         let hidden = hidden.filter(|dir| {
-            self.look.is_fixed(dir) && !used.iter().any(|path| *path != dir && within(path, dir))
+            self.look.is_fixed(dir)
+                && !used
+                    .iter()
+                    .any(|path| within(path, dir) && !same(path, dir))
         });
         let others = ["/proc", "/sys", "/run", "/mnt", "/srv", "/media"]
             .iter()
@@ -128,7 +131,7 @@ impl Builder<'_> {
     /// Mounts strictly below a path.
     pub(super) fn below(&self, path: &Path) -> impl Iterator<Item = &Mount> {
         self.visible.iter().filter(move |mount| {
-            mount.point != path && within(&mount.point, path) && !self.is_anew(path)
+            within(&mount.point, path) && !same(&mount.point, path) && !self.is_anew(path)
         })
     }
 
