@@ -14,13 +14,17 @@ pub struct ColdCode {
 impl ColdCode {
     /// Where they are. To be asked once: where a program lies does not change. Nowhere, if the mappings cannot be read.
     pub fn of_this_program() -> Self {
-        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+        let (detailed, plain) = (read("/proc/self/smaps"), read("/proc/self/maps"));
         let sized = |(start, end)| {
             let (at, len) = (usize::try_from(start), usize::try_from(end - start));
             Some((at.ok()?, len.ok()?))
         };
         Self {
-            ranges: clean_ranges(&maps).into_iter().filter_map(sized).collect(),
+            ranges: agreed(clean_ranges(&detailed), &plain)
+                .into_iter()
+                .filter_map(sized)
+                .collect(),
         }
     }
 
@@ -63,6 +67,14 @@ fn clean_ranges(maps: &str) -> Vec<(u64, u64)> {
     found
 }
 
+/// Those that `maps` knows as well. An emulator may translate one of the two files and show the other as the host sees it: a page that is
+/// dropped by a wrong address can be one that was written to.
+fn agreed(mut ranges: Vec<(u64, u64)>, maps: &str) -> Vec<(u64, u64)> {
+    let known: Vec<_> = maps.lines().filter_map(file_range).collect();
+    ranges.retain(|range| known.contains(range));
+    ranges
+}
+
 fn file_range(line: &str) -> Option<(u64, u64)> {
     let mut words = line.split_ascii_whitespace();
     let (range, rights) = (words.next()?, words.next()?);
@@ -101,6 +113,15 @@ mod tests {
             clean_ranges(maps),
             [(0x0100_0000, 0x0106_a000), (0x0106_a000, 0x0131_c000)]
         );
+    }
+
+    #[test]
+    fn what_two_files_do_not_agree_on_is_kept() {
+        let ranges = vec![(0x1000, 0x2000), (0x4000, 0x5000)];
+        let shifted = "00000000-00001000 r--p 00000000 08:01 9 /usr/bin/x\n\
+                       00004000-00005000 r-xp 00003000 08:01 9 /usr/bin/x\n";
+        assert_eq!(agreed(ranges.clone(), shifted), [(0x4000, 0x5000)]);
+        assert!(agreed(ranges, "").is_empty());
     }
 
     #[test]
