@@ -4,6 +4,7 @@
 #   static.sh --example X  the same for an example of the package: what the bench compares the binary with
 #   static.sh --can-build  exit 0 if the compilers for it are there
 #   static.sh --smallest   exit 0 if the first of the ways below is there
+#   static.sh --linker     exit 0 if LLVM's linker is there, new enough for dist/linker.sh
 #   static.sh --tools      fetch Zig's C toolchain (only for the third way)
 #
 # Three ways, in this order: Debian's standard library source, which is compiled along for size (-Zbuild-std) and linked by Zig's C toolchain,
@@ -44,6 +45,22 @@ way() {
     fi
 }
 
+# LLVM's linker from version 21, which sorts for compression: Debian's or the one that comes with rustup's compilers.
+lld() {
+    for name in ld.lld-23 ld.lld-22 ld.lld-21 ld.lld; do
+        linker=$(command -v "$name") && new_enough "$linker" && echo "$linker" && return
+    done
+    for linker in "${RUSTUP_HOME:-${HOME:-/root}/.rustup}"/toolchains/*/lib/rustlib/*/bin/rust-lld; do
+        [ -x "$linker" ] && new_enough "$linker -flavor gnu" && echo "$linker -flavor gnu" && return
+    done
+    true
+}
+
+new_enough() { # command, perhaps with arguments
+    version=$($1 --version 2>/dev/null | sed -n 's/.*LLD \([0-9]*\)\..*/\1/p')
+    [ "${version:-0}" -ge 21 ]
+}
+
 case ${1:-} in
 --can-build)
     way >/dev/null
@@ -51,6 +68,10 @@ case ${1:-} in
     ;;
 --smallest)
     [ "$(way || true)" = debian ]
+    exit
+    ;;
+--linker)
+    [ -n "$(lld)" ]
     exit
     ;;
 --tools)
@@ -74,6 +95,7 @@ way=$(way) || {
     echo "No toolchain for $target: run 'make deps' first." >&2
     exit 1
 }
+how=$way
 # No correct clock shows less than this; a host without a battery takes it as its floor. Never the future, whatever the last commit says.
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 [ "$epoch" -le "$(date +%s)" ] || epoch=0
@@ -85,7 +107,7 @@ flags="-Cforce-unwind-tables=no"
 for sources in "${CARGO_HOME:-${HOME:-/root}/.cargo}"/registry/src/*/; do
     flags="$flags --remap-path-prefix=$sources="
 done
-extra=
+extra='' link_target=$arch-linux-musl link_cpu=baseline
 case $arch in
 # Addresses are absolute below, so a table of jumps has 8 bytes per entry here: few cases are compared one by one.
 x86_64) extra=-Cllvm-args=-min-jump-table-entries=8 ;;
@@ -94,11 +116,15 @@ armv7)
     export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
     # Every ARMv7 has Thumb-2, which says the same in fewer bytes.
     extra=-Ctarget-feature=+thumb-mode
+    # So does ring's C, if Zig is told twice: what it makes of -mthumb alone is heard by its assembler only.
+    export CFLAGS_armv7_unknown_linux_musleabihf="-mthumb -Xclang -target-feature -Xclang +thumb-mode"
+    link_target=thumb-linux-musleabihf link_cpu=generic+v7a+vfp3-d32+thumb2-neon
     ;;
 # The compiler's idea of this target is dynamic. 24Kc: no floating point unit.
 mipsel)
     export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
     extra="-Ctarget-feature=+crt-static,+soft-float -Ctarget-cpu=mips32r2"
+    link_target=mipsel-linux-musleabi link_cpu=mips32r2+soft_float
     ;;
 esac
 case $way in
@@ -115,16 +141,21 @@ debian)
     # Zig links a program for fixed addresses; code that could lie anywhere would only be longer. On MIPS the executor so built died of SIGBUS.
     [ "$arch" = mipsel ] || extra="$extra -Crelocation-model=static"
     # A panic says what was wrong and in which file, without line and column; on a router, where a KiB is worth more, no file either.
-    if [ -n "$suffix" ]; then place=none; else place=file; fi
-    extra="$extra -Zlocation-detail=$place"
-    # An unwinder that has nothing to unwind. On 32 bits libunwind is wanted for more, and the stand-in would be there twice.
-    case $arch in
-    x86_64 | aarch64)
-        mkdir -p target/dist
-        "$venv/bin/python" -m ziglang cc -target "$arch-linux-musl" -Oz -ffunction-sections -c dist/unwind.c -o "target/dist/unwind-$arch.o"
-        extra="$extra -Clink-arg=target/dist/unwind-$arch.o"
-        ;;
-    esac
+    # What a type says of itself to developers ({:?}) is there its name without what it holds; messages do not ask for more (docs/architectures.md).
+    if [ -n "$suffix" ]; then extra="$extra -Zlocation-detail=none -Zfmt-debug=shallow"; else extra="$extra -Zlocation-detail=file"; fi
+    # An unwinder that has nothing to unwind.
+    unwind=target/dist/unwind-$arch.o
+    mkdir -p target/dist
+    "$venv/bin/python" -m ziglang cc -target "$link_target" -mcpu="$link_cpu" -Oz -ffunction-sections -c dist/unwind.c -o "$unwind"
+    # dist/linker.sh says what is won by LLVM's own linker. The full binary of x86_64 keeps its bound without.
+    if [ "$arch$suffix" = x86_64 ]; then
+        extra="$extra -Clink-arg=$unwind"
+    else
+        LINK_LLD=$(lld)
+        export LINK_LLD LINK_ZIG="$venv/bin/python" LINK_TARGET="$link_target" LINK_CPU="$link_cpu" LINK_UNWIND="$unwind"
+        [ -n "$LINK_LLD" ] || how="$way, linked by Zig: larger than with LLVM's linker 21 or newer, which 'make deps' installs"
+        export "CARGO_TARGET_$(echo "$target" | tr 'a-z-' 'A-Z_')_LINKER=$PWD/dist/linker.sh"
+    fi
     PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags -Clink-self-contained=no $extra" \
         "$venv/bin/cargo-zigbuild" zigbuild --locked --release $features $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
     built=${CARGO_TARGET_DIR:-target}/$target/release
@@ -156,4 +187,4 @@ if cmp -s "$result.new" "$result"; then
 else
     mv "$result.new" "$result"
 fi
-echo "$result ($way): $(wc -c <"$result") bytes"
+echo "$result ($how): $(wc -c <"$result") bytes"

@@ -21,3 +21,12 @@ NEVER(_Unwind_GetRegionStart)
 NEVER(_Unwind_GetTextRelBase)
 NEVER(_Unwind_SetGR)
 NEVER(_Unwind_SetIP)
+
+#ifdef __arm__
+/* The tables of C that was compiled with them name these. */
+NEVER(_Unwind_VRS_Get)
+NEVER(_Unwind_VRS_Set)
+NEVER(__aeabi_unwind_cpp_pr0)
+NEVER(__aeabi_unwind_cpp_pr1)
+NEVER(__aeabi_unwind_cpp_pr2)
+#endif

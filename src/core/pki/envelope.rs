@@ -1,7 +1,8 @@
 //! The outer shape that certificates and requests share: what is signed, with which algorithm, and the signature.
 
-use rustls::crypto::ring::default_provider;
 use x509_parser::asn1_rs::{Any, FromDer as _, Tag};
+
+use super::provider;
 
 /// A signed DER structure, taken apart but not yet believed.
 pub(super) struct Signed<'a> {
@@ -43,7 +44,7 @@ impl<'a> Signed<'a> {
     /// Checks the signature with the key of the signer. SHA-1, MD5 and RSA keys below 2048 bits are not among the algorithms.
     pub(super) fn verify(&self, signer_spki: &[u8]) -> Result<(), Refused> {
         let (key_algorithm, key) = split_spki(signer_spki).ok_or(Refused::Algorithm)?;
-        let known = default_provider().signature_verification_algorithms.all;
+        let known = provider::algorithms().all;
         let algorithm = known
             .iter()
             .find(|a| {

@@ -10,7 +10,7 @@ use rustls::{SignatureScheme, sign::SigningKey};
 use x509_parser::{asn1_rs::FromDer as _, public_key::RSAPublicKey};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::envelope;
+use super::{envelope, provider};
 use crate::core::types::{Secret, hex, sha256};
 
 /// Why a key cannot be used. Never holds key material.
@@ -234,10 +234,7 @@ impl PrivateKey {
     }
 
     fn from_der(der: &PrivateKeyDer<'_>) -> Result<Self, KeyError> {
-        let signer = rustls::crypto::ring::default_provider()
-            .key_provider
-            .load_private_key(der.clone_key())
-            .map_err(|_| KeyError::Unsupported)?;
+        let signer = provider::private_key(der).map_err(|_| KeyError::Unsupported)?;
         let spki = signer.public_key().ok_or(KeyError::Unsupported)?;
         let public = PublicKey::from_spki(spki.as_ref()).map_err(|_| KeyError::Unsupported)?;
         let pkcs8 = match der {

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod keys;
 #[cfg(feature = "dispatcher")]
 mod policy;
+pub mod provider;
 pub mod renewal;
 #[cfg(feature = "dispatcher")]
 mod serial_file;

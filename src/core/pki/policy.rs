@@ -13,6 +13,7 @@ use x509_parser::certificate::X509Certificate;
 use super::cert::{self, CertError, Certificate, Role};
 use super::csr::common_name;
 use super::keys::{PrivateKey, PublicKey};
+use super::provider;
 use crate::core::clock;
 use crate::core::types::Serial;
 
@@ -215,9 +216,7 @@ fn verify_by_webpki(issued: &Certificate, ca: &Certificate, now: i64) -> Result<
         &roots,
         &[],
         clock::unix_time(now),
-        rustls::crypto::ring::default_provider()
-            .signature_verification_algorithms
-            .all,
+        provider::algorithms().all,
     )?;
     Ok(())
 }

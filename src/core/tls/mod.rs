@@ -12,14 +12,14 @@ mod web;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, ring as provider};
+use rustls::crypto::{CryptoProvider, ring::cipher_suite as suite};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, CommonState, ServerConfig, SupportedProtocolVersion};
 
 use crate::core::clock::Clock;
-use crate::core::pki::{Certificate, PeerIdentity};
+use crate::core::pki::{self, Certificate, PeerIdentity};
 
 pub use failure::{TlsFailure, classify};
 pub use identity::{Identity, TlsError};
@@ -36,7 +36,6 @@ const VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// The suites of spec/dispatcher.md 8 and nothing else; the key exchanges of ring (X25519, P-256, P-384).
 fn suites() -> Arc<CryptoProvider> {
-    use provider::cipher_suite as suite;
     Arc::new(CryptoProvider {
         cipher_suites: vec![
             suite::TLS13_AES_256_GCM_SHA384,
@@ -47,7 +46,7 @@ fn suites() -> Arc<CryptoProvider> {
             suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
             suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
         ],
-        ..provider::default_provider()
+        ..pki::provider::provider().clone()
     })
 }
 

@@ -17,7 +17,7 @@ use rustls::{
 
 use super::TlsError;
 use crate::core::pki::cert::CertError;
-use crate::core::pki::{Certificate, PeerIdentity, Version, keys};
+use crate::core::pki::{Certificate, PeerIdentity, Version, keys, provider};
 
 /// Servers that a dispatcher calls: certificates from our CA, but not those of dispatchers.
 #[derive(Debug)]
@@ -176,7 +176,7 @@ fn refused(reason: CertError) -> Error {
 }
 
 fn algorithms() -> WebPkiSupportedAlgorithms {
-    rustls::crypto::ring::default_provider().signature_verification_algorithms
+    provider::algorithms()
 }
 
 impl Agents {
