@@ -142,7 +142,7 @@ debian)
     [ "$arch" = mipsel ] || extra="$extra -Crelocation-model=static"
     # A panic says what was wrong and in which file, without line and column; on a router, where a KiB is worth more, no file either.
     # What a type says of itself to developers ({:?}) is there its name without what it holds; messages do not ask for more (docs/architectures.md).
-    if [ -n "$suffix" ]; then extra="$extra -Zlocation-detail=none -Zfmt-debug=shallow"; else extra="$extra -Zlocation-detail=file"; fi
+    if [ -n "$suffix" ]; then extra="$extra -Zlocation-detail=none -Zfmt-debug=shallow -Zunstable-options -Cpanic=immediate-abort"; else extra="$extra -Zlocation-detail=file"; fi
     # An unwinder that has nothing to unwind.
     unwind=target/dist/unwind-$arch.o
     mkdir -p target/dist

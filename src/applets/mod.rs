@@ -145,6 +145,8 @@ pub fn find(name: &str) -> Option<&'static Applet> {
 
 /// Entry of the process: dispatches on `argv[0]`, or on the first word when called by the binary's own (or any other) name.
 pub fn main(argv: Vec<OsString>) -> ExitCode {
+    #[cfg(panic = "immediate-abort")]
+    crate::core::sys::trap::tell();
     match start(argv) {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -16,6 +16,8 @@ pub mod process;
 pub mod seccomp;
 pub mod signals;
 pub mod small_files;
+#[cfg(any(test, panic = "immediate-abort"))]
+pub mod trap;
 pub mod users;
 pub mod wait;
 

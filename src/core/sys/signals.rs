@@ -105,6 +105,8 @@ pub fn settle_dispositions() {
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
     }
+    #[cfg(panic = "immediate-abort")]
+    super::trap::tell();
     SETTLED.store(true, Ordering::Relaxed);
 }
 
