@@ -107,7 +107,7 @@ flags="-Cforce-unwind-tables=no"
 for sources in "${CARGO_HOME:-${HOME:-/root}/.cargo}"/registry/src/*/; do
     flags="$flags --remap-path-prefix=$sources="
 done
-extra='' link_target=$arch-linux-musl link_cpu=baseline
+extra='' link_target=$arch-linux-musl link_cpu=baseline own_linker=no
 case $arch in
 # Addresses are absolute below, so a table of jumps has 8 bytes per entry here: few cases are compared one by one.
 x86_64) extra=-Cllvm-args=-min-jump-table-entries=8 ;;
@@ -116,15 +116,16 @@ armv7)
     export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
     # Every ARMv7 has Thumb-2, which says the same in fewer bytes.
     extra=-Ctarget-feature=+thumb-mode
-    # So does ring's C, if Zig is told twice: what it makes of -mthumb alone is heard by its assembler only.
-    export CFLAGS_armv7_unknown_linux_musleabihf="-mthumb -Xclang -target-feature -Xclang +thumb-mode"
-    link_target=thumb-linux-musleabihf link_cpu=generic+v7a+vfp3-d32+thumb2-neon
+    if [ -n "$suffix" ]; then
+        # So does C: ring's (Zig is told twice, because what it makes of -mthumb alone is heard by its assembler only), and libc.
+        export CFLAGS_armv7_unknown_linux_musleabihf="-mthumb -Xclang -target-feature -Xclang +thumb-mode"
+        link_target=thumb-linux-musleabihf link_cpu=generic+v7a+vfp3-d32+thumb2-neon own_linker=yes
+    fi
     ;;
 # The compiler's idea of this target is dynamic. 24Kc: no floating point unit.
 mipsel)
     export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
     extra="-Ctarget-feature=+crt-static,+soft-float -Ctarget-cpu=mips32r2"
-    link_target=mipsel-linux-musleabi link_cpu=mips32r2+soft_float
     ;;
 esac
 case $way in
@@ -141,15 +142,23 @@ debian)
     # Zig links a program for fixed addresses; code that could lie anywhere would only be longer. On MIPS the executor so built died of SIGBUS.
     [ "$arch" = mipsel ] || extra="$extra -Crelocation-model=static"
     # A panic says what was wrong and in which file, without line and column; on a router, where a KiB is worth more, no file either.
-    # What a type says of itself to developers ({:?}) is there its name without what it holds; messages do not ask for more (docs/architectures.md).
-    if [ -n "$suffix" ]; then extra="$extra -Zlocation-detail=none -Zfmt-debug=shallow -Zunstable-options -Cpanic=immediate-abort"; else extra="$extra -Zlocation-detail=file"; fi
-    # An unwinder that has nothing to unwind.
-    unwind=target/dist/unwind-$arch.o
-    mkdir -p target/dist
-    "$venv/bin/python" -m ziglang cc -target "$link_target" -mcpu="$link_cpu" -Oz -ffunction-sections -c dist/unwind.c -o "$unwind"
-    # dist/linker.sh says what is won by LLVM's own linker. The full binary of x86_64 keeps its bound without.
-    if [ "$arch$suffix" = x86_64 ]; then
-        extra="$extra -Clink-arg=$unwind"
+    if [ -n "$suffix" ]; then place=none; else place=file; fi
+    extra="$extra -Zlocation-detail=$place"
+    # Where the package has a bound that it would not keep otherwise: what a type says of itself to developers ({:?}) is its name without what
+    # it holds, for which no message asks; and a panic has no text, only the address that core/sys/trap.rs tells.
+    [ $own_linker = no ] || extra="$extra -Zfmt-debug=shallow -Zunstable-options -Cpanic=immediate-abort"
+    # An unwinder that has nothing to unwind. On 32 bits libunwind is wanted for more, and with Zig's linker the stand-in would be there twice.
+    unwind=
+    case $arch-$own_linker in
+    x86_64-* | aarch64-* | *-yes)
+        unwind=target/dist/unwind-$arch.o
+        mkdir -p target/dist
+        "$venv/bin/python" -m ziglang cc -target "$link_target" -mcpu="$link_cpu" -Oz -ffunction-sections -c dist/unwind.c -o "$unwind"
+        ;;
+    esac
+    # dist/linker.sh says what is won by LLVM's own linker.
+    if [ $own_linker = no ]; then
+        extra="$extra${unwind:+ -Clink-arg=$unwind}"
     else
         LINK_LLD=$(lld)
         export LINK_LLD LINK_ZIG="$venv/bin/python" LINK_TARGET="$link_target" LINK_CPU="$link_cpu" LINK_UNWIND="$unwind"
