@@ -1,7 +1,7 @@
 //! What `ring` does for us: the only place that asks rustls for it.
 //!
-//! `ring::default_provider()` names code that loads Ed25519 keys and signs with them, which the linker then has to keep: 15 KB that nobody can
-//! reach, since we use RSA and ECDSA keys only. Signatures by Ed25519 keys of others are verified as before.
+//! `ring::default_provider()` names code that loads Ed25519 keys and signs with them, which the linker then has to keep: some 10 KB on ARM that
+//! nobody can reach, since we use RSA and ECDSA keys only. Signatures by Ed25519 keys of others are verified as before.
 
 use std::sync::{Arc, LazyLock};
 
