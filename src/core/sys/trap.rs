@@ -55,23 +55,24 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
 
-    /// Not a test of its own: what the other one starts.
+    /// Starts itself, in which it traps.
     #[test]
-    fn trapped() {
-        if std::env::var_os("CTRL_EXEC_TEST_TRAP").is_some() {
+    fn a_trap_is_told_and_ends_the_process() {
+        const WORD: &str = "CTRL_EXEC_TEST_TRAP";
+        if std::env::var_os(WORD).is_some() {
             super::tell();
             // SAFETY: ends this process, which exists for that.
             unsafe {
                 libc::raise(libc::SIGILL);
             }
         }
-    }
-
-    #[test]
-    fn a_trap_is_told_and_ends_the_process() {
         let said = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "core::sys::trap::tests::trapped", "--nocapture"])
-            .env("CTRL_EXEC_TEST_TRAP", "1")
+            .args([
+                "--exact",
+                "core::sys::trap::tests::a_trap_is_told_and_ends_the_process",
+                "--nocapture",
+            ])
+            .env(WORD, "1")
             .output()
             .unwrap();
         assert_eq!(said.status.signal(), Some(libc::SIGILL));
