@@ -146,7 +146,8 @@ debian)
     extra="$extra -Zlocation-detail=$place"
     # Where the package has a bound that it would not keep otherwise: what a type says of itself to developers ({:?}) is its name without what
     # it holds, for which no message asks; and a panic has no text, only the address that core/sys/trap.rs tells.
-    [ $own_linker = no ] || extra="$extra -Zfmt-debug=shallow -Zunstable-options -Cpanic=immediate-abort"
+    # Nothing is made part of its callers that would make them larger: 1 KiB of the package.
+    [ $own_linker = no ] || extra="$extra -Zfmt-debug=shallow -Zunstable-options -Cpanic=immediate-abort -Cllvm-args=-inline-threshold=0"
     # An unwinder that has nothing to unwind. On 32 bits libunwind is wanted for more, and with Zig's linker the stand-in would be there twice.
     unwind=
     case $arch-$own_linker in
