@@ -154,7 +154,7 @@ fn a_killed_supervisor_takes_its_run_along() {
         wait_until("it runs", PATIENCE, || {
             (with_words(&format!("sleep {mark}")).len() == 3).then_some(())
         });
-        let supervisor = child_of(executor.pid());
+        let supervisor = supervisor_of(&executor);
         kill(supervisor, Signal::KILL);
         assert!(
             waiting.answer().is_none(),
@@ -178,12 +178,16 @@ fn a_killed_supervisor_takes_its_run_along() {
     assert_no_leaf(&executor);
 }
 
+/// That of the one run: one that is free, or about to be, has no child.
 #[track_caller]
-fn child_of(parent: u32) -> u32 {
-    let found: Vec<u32> = common::executor::processes()
-        .into_iter()
-        .filter(|(_, p)| *p == parent)
-        .map(|(pid, _)| pid)
+fn supervisor_of(executor: &Executor) -> u32 {
+    let processes = common::executor::processes();
+    let found: Vec<u32> = processes
+        .iter()
+        .filter(|(pid, parent)| {
+            *parent == executor.pid() && processes.iter().any(|(_, above)| above == pid)
+        })
+        .map(|(pid, _)| *pid)
         .collect();
     assert_eq!(found.len(), 1, "one run is in progress: {found:?}");
     found[0]
@@ -782,7 +786,7 @@ fn detached_runs() {
     wait_until("it runs", PATIENCE, || {
         (!with_words(&mark2).is_empty()).then_some(())
     });
-    kill(child_of(executor.pid()), Signal::KILL);
+    kill(supervisor_of(&executor), Signal::KILL);
     wait_until("it is lost", PATIENCE, || {
         (about("00000000000000c1", order::PEEK).kind() == Some(kind::LOST)).then_some(())
     });
