@@ -100,7 +100,11 @@ fn a_burst_shares_supervisors_that_keep_nothing_and_do_not_last() {
     // What it is like for the script: nothing of the one before.
     for script in ["fail", "signal", "flood"] {
         executor.run(script);
-        assert_eq!(executor.run("fail").exit(3).err(), "");
+        std::thread::sleep(A_MOMENT);
+        let told = executor.run("fail").exit(3);
+        let out = told.out();
+        assert_eq!((told.err().as_str(), out.lines().count()), ("", 1), "{out}");
+        assert_eq!(told.kind(), Some(kind::EXIT), "after {script}");
     }
     std::thread::sleep(A_WHILE);
     executor.wait_until_idle();
@@ -145,6 +149,7 @@ fn what_is_new_holds_for_the_next_run_of_a_burst() {
     let mut executor = started();
     for round in 0..5 {
         let before = wait_for_a_burst(&executor);
+        std::thread::sleep(A_MOMENT);
         let name = format!("new-{round}");
         executor.shell(&name, "default", "echo $PPID");
         executor.write_config();
@@ -152,6 +157,7 @@ fn what_is_new_holds_for_the_next_run_of_a_burst() {
         assert_ne!(before, after, "it does not know the new list");
     }
     wait_for_a_burst(&executor);
+    std::thread::sleep(A_MOMENT);
     std::fs::remove_file(executor.path("etc/scripts.conf")).unwrap();
     assert_eq!(executor.run("who").exit, -1);
 }
