@@ -108,6 +108,67 @@ fn a_burst_shares_supervisors_that_keep_nothing_and_do_not_last() {
     }
     std::thread::sleep(A_WHILE);
     executor.wait_until_idle();
+    assert_eq!(groups_of_runs(&executor), 0, "a kept group does not last");
+}
+
+/// Groups that runs have, or have had and that wait for another one.
+fn groups_of_runs(executor: &Executor) -> usize {
+    let Some(group) = executor.cgroup() else {
+        return 0;
+    };
+    let runs = std::fs::read_dir(group.join("runs")).into_iter();
+    let runs = runs.flatten().flatten();
+    runs.filter(|entry| entry.path().is_dir()).count()
+}
+
+#[test]
+fn the_group_of_a_run_is_kept_for_the_next_one_if_the_script_could_not_change_it() {
+    if !root_or_skip(
+        "the_group_of_a_run_is_kept_for_the_next_one_if_the_script_could_not_change_it",
+    ) {
+        return;
+    }
+    let mut executor = Executor::new("compat");
+    executor.profile("nobody", "run_as = nobody");
+    executor.profile("root", "run_as = root");
+    executor.profile("free", "run_as = nobody\ncgroup = off");
+    let tell = "echo $PPID; cat /proc/self/cgroup";
+    for profile in ["nobody", "root", "free"] {
+        executor.shell(profile, profile, tell);
+    }
+    executor.start();
+    let Some(group) = executor.cgroup().map(std::path::Path::to_owned) else {
+        return;
+    };
+    let bare = std::fs::read_to_string(group.join("runs/cgroup.subtree_control"));
+    let bare = bare.is_ok_and(|all| all.trim().is_empty());
+    // Inode numbers of cgroups are not given out again.
+    let inode_after = |script: &str| {
+        use std::os::unix::fs::MetadataExt as _;
+        let supervisor = supervisor(&executor.run(script).exit(0).out());
+        std::thread::sleep(A_MOMENT);
+        let dir = group.join(format!("runs/run-{supervisor}"));
+        std::fs::metadata(dir).ok().map(|found| found.ino())
+    };
+    if bare {
+        wait_until("two runs have one group", PATIENCE, || {
+            let (one, other) = (inode_after("nobody"), inode_after("nobody"));
+            (one.is_some() && one == other).then_some(())
+        });
+    }
+    assert_eq!(inode_after("root"), None, "root could change it");
+    inode_after("nobody");
+    assert_eq!(inode_after("free"), None, "nobody wants it");
+    inode_after("nobody");
+    std::thread::sleep(A_WHILE);
+    assert_eq!(groups_of_runs(&executor), 0);
+    // Whoever is killed with a kept group leaves none behind.
+    let free = supervisor(&executor.run("nobody").exit(0).out());
+    std::thread::sleep(A_MOMENT);
+    kill(free, Signal::KILL);
+    wait_until("the listener clears up", PATIENCE, || {
+        (groups_of_runs(&executor) == 0).then_some(())
+    });
 }
 
 #[test]

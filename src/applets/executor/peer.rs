@@ -52,13 +52,12 @@ pub(super) fn admit(connection: impl AsFd, rules: &Rules<'_>) -> Result<Peer, Re
         return rejected("pid namespace");
     }
     let handle = sys::peer::pidfd(connection.as_fd()).ok();
-    if namespaces(peer.pid, handle.as_ref()) != Some(1) {
-        return rejected("pid namespace");
-    }
     let groups = small_files::text(format!("/proc/{}/cgroup", peer.pid));
-    // The number could be somebody else's by now.
-    if handle.as_ref().is_some_and(|h| namespaces_of(h).is_none()) {
-        return rejected("gone");
+    // Asked afterwards: while the process that the handle means has the number, so had the one whose groups were read.
+    match namespaces(peer.pid, handle.as_ref()) {
+        Some(1) => {}
+        None if handle.is_some() => return rejected("gone"),
+        _ => return rejected("pid namespace"),
     }
     // Where our runs are told by their groups, a process without any cannot be told from one of them.
     let groups = match groups {

@@ -52,6 +52,11 @@ impl Tree {
         self.leaf.as_ref()
     }
 
+    /// The group, for who is done with the processes.
+    pub fn into_leaf(self) -> Option<Leaf> {
+        self.leaf
+    }
+
     /// Whether the main process has ended. It is not reaped by this.
     pub fn main_ended(&self) -> bool {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;

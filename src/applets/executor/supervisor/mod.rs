@@ -9,6 +9,7 @@ mod report;
 mod streams;
 mod watch;
 
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -24,10 +25,11 @@ use course::shortest;
 use decide::{Decided, Refused, decide};
 pub(super) use report::word as kind_word;
 use report::{NOT_RUN, REFUSED};
-use watch::{Rules, pipes, watch};
+use watch::{Left, Rules, pipes, watch};
 
+use crate::core::config::ProfileConfig;
 use crate::core::exec::frame::{self, FrameError, Kind, Reply, Request, encode_reply};
-use crate::core::sandbox::cgroup::{self, Hierarchy, Leaf};
+use crate::core::sandbox::cgroup::{self, Hierarchy, Leaf, Spare};
 use crate::core::sandbox::identity::{self, Identity};
 use crate::core::sandbox::prepare::{Prepared, RunOrder, prepare};
 use crate::core::sandbox::tree::{self, Tree};
@@ -46,6 +48,11 @@ enum After {
     End,
 }
 
+/// The name of our runs' groups.
+fn our_group() -> String {
+    Hierarchy::name_of(std::process::id())
+}
+
 /// The words for a refusal because `most` runs are going on.
 pub(super) fn too_many(most: usize) -> String {
     format!("too many runs at the same time ({most})")
@@ -57,19 +64,8 @@ pub(super) fn supervise(first: Admitted, house: &House, desk: Option<&Desk>) {
     let Some(office) = Office::set_up(house, desk) else {
         return;
     };
-    let mut admitted = first;
-    for left in (0..MOST_CONNECTIONS).rev() {
-        // What came while nothing was going on was for a run that is over.
-        while wait::next_signal(&office.signals).is_some() {}
-        if office.serve(admitted) == After::End || !arena::begin_again() {
-            return;
-        }
-        // Who asks for a connection must serve it.
-        let Some(next) = desk.filter(|_| left > 0).and_then(Desk::next) else {
-            return;
-        };
-        admitted = next;
-    }
+    office.serve_all(first);
+    office.close();
 }
 
 /// What a supervisor has for all its connections.
@@ -79,6 +75,8 @@ struct Office<'a> {
     signals: OwnedFd,
     /// What may be in our bounding set.
     bounding: CapabilitySet,
+    /// The group of the last run, for the next one.
+    spare: Cell<Option<Spare>>,
 }
 
 impl<'a> Office<'a> {
@@ -106,11 +104,34 @@ impl<'a> Office<'a> {
                 desk,
                 signals,
                 bounding,
+                spare: Cell::new(None),
             }),
             Err(errno) => {
                 report::own_failure("capabilities", errno).err();
                 None
             }
+        }
+    }
+
+    fn serve_all(&self, first: Admitted) {
+        let mut admitted = first;
+        for left in (0..MOST_CONNECTIONS).rev() {
+            // What came while nothing was going on was for a run that is over.
+            while wait::next_signal(&self.signals).is_some() {}
+            if self.serve(admitted) == After::End || !arena::begin_again() {
+                return;
+            }
+            // Who asks for a connection must serve it.
+            let Some(next) = self.desk.filter(|_| left > 0).and_then(Desk::next) else {
+                return;
+            };
+            admitted = next;
+        }
+    }
+
+    fn close(self) {
+        if let (Some(_), Ok(hierarchy)) = (self.spare.take(), &self.house.hierarchy) {
+            hierarchy.remove_spare(&our_group());
         }
     }
 
@@ -280,8 +301,8 @@ impl Served<'_> {
         }
         let leaf = match &house.hierarchy {
             Ok(hierarchy) => {
-                let name = Hierarchy::name_of(std::process::id());
-                hierarchy.leaf(&name, profile, report)?
+                let spare = self.office.spare.take();
+                hierarchy.leaf(&our_group(), spare, profile, report)?
             }
             Err(why) => cgroup::unavailable(why, profile, report).map(|()| None)?,
         };
@@ -410,12 +431,39 @@ impl Served<'_> {
         if let Some(e) = unanswered {
             report::setup_failed(request, decided, "result", &e.to_string()).err();
         }
+        let again = by_itself && !detached && tree::is_childless();
+        let left = match left {
+            Left::Group { leaf, empty: true }
+                if again && self.is_powerless(&ready.identity, profile) =>
+            {
+                self.keep(leaf)
+            }
+            other => other,
+        };
         let grace = profile.kill_grace.max(Duration::from_millis(100));
-        let gone = left.clear(grace, signals);
-        if gone && by_itself && !detached && tree::is_childless() {
+        if left.clear(grace, signals) && again {
             After::Again
         } else {
             After::End
+        }
+    }
+
+    /// The script was not able to change anything about its group, which is root's.
+    fn is_powerless(&self, script: &Identity, profile: &ProfileConfig) -> bool {
+        self.house.unprivileged.is_none() && script.uid != 0 && profile.caps.is_empty()
+    }
+
+    /// Keeps the group for the next run, if that can be; answers what is left to do.
+    fn keep(&self, leaf: Leaf) -> Left {
+        let Ok(hierarchy) = &self.house.hierarchy else {
+            return Left::Group { leaf, empty: true };
+        };
+        match hierarchy.keep(&our_group(), leaf) {
+            Ok(spare) => {
+                self.office.spare.set(Some(spare));
+                Left::Nothing
+            }
+            Err(leaf) => Left::Group { leaf, empty: true },
         }
     }
 }

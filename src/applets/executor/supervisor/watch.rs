@@ -121,7 +121,11 @@ pub(super) enum Left {
     /// Processes that may stay, in their group.
     Processes,
     /// The group of the run, with nothing in it that may not stay.
-    Group(Tree),
+    Group {
+        leaf: Leaf,
+        /// Nothing had to be killed for that.
+        empty: bool,
+    },
     /// Processes that may stay, and whose init dies with us: see [`linger`].
     Init(Tree),
 }
@@ -132,7 +136,7 @@ impl Left {
         match self {
             Self::Nothing => true,
             Self::Processes => false,
-            Self::Group(tree) => tree.leaf().is_none_or(Leaf::remove),
+            Self::Group { leaf, .. } => leaf.remove(),
             Self::Init(tree) => {
                 linger(tree, kill_grace, signals);
                 false
@@ -317,6 +321,8 @@ impl Watch {
             match signal {
                 Signal::TERM => self.stop(Stop::Shutdown),
                 Signal::USR1 => self.stop(Stop::Cancelled),
+                // The end of the main process itself, most often. What ended along with it is looked for when all is over.
+                Signal::CHILD if !self.main_over && self.tree.main_ended() => {}
                 Signal::CHILD => self.tree.reap_orphans(),
                 _ => {}
             }
@@ -326,7 +332,8 @@ impl Watch {
     fn finish(mut self, leftovers: Leftovers, begin: Instant) -> (Ended, Left) {
         self.ended.stop = self.course.stopped();
         let must_go = self.ended.stop.is_some() || leftovers == Leftovers::Kill;
-        if must_go && !self.tree.is_empty() {
+        let empty = must_go && self.tree.is_empty();
+        if must_go && !empty {
             let left = self.tree.kill();
             self.ended.left = self.ended.left.max(left);
         }
@@ -349,9 +356,10 @@ impl Watch {
         (self.ended.stderr, self.ended.truncated.1) = stderr.finish();
         let left = if self.init && reaped.is_none() && !must_go {
             Left::Init(self.tree)
-        } else if let Some(leaf) = self.tree.leaf() {
+        } else if let Some(leaf) = self.tree.into_leaf() {
             if must_go || !leaf.populated() {
-                Left::Group(self.tree)
+                let empty = empty || !must_go;
+                Left::Group { leaf, empty }
             } else {
                 Left::Processes
             }

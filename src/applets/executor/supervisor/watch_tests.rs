@@ -238,7 +238,7 @@ fn fifty_stubborn_processes_are_gone_with_their_cgroup() {
         let profile = ProfileConfig::new(Baseline::Compat);
         let name = Hierarchy::name_of(std::process::id());
         let leaf = hierarchy
-            .leaf(&name, &profile, &mut Protections::default())
+            .leaf(&name, None, &profile, &mut Protections::default())
             .unwrap();
         fifty_are_gone(leaf, |_| short());
     });

@@ -1,5 +1,6 @@
 //! The group of one run.
 
+use std::cell::Cell;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -20,6 +21,35 @@ const REMOVAL_PATIENCE: Duration = Duration::from_millis(500);
 pub struct Leaf {
     dir: PathBuf,
     fd: OwnedFd,
+    /// Processor time of earlier runs in it.
+    before: Duration,
+    /// Of all runs, when it was read last: the kernel adds it up anew each time.
+    until_now: Cell<Duration>,
+}
+
+/// An empty group that waits for another run. It has nothing on the heap, which a supervisor begins anew between two runs.
+#[derive(Debug)]
+pub struct Spare {
+    fd: OwnedFd,
+    before: Duration,
+}
+
+impl Spare {
+    /// `None`: somebody has removed it meanwhile.
+    pub(super) fn again(self, dir: PathBuf) -> Option<Leaf> {
+        let is_there = rustix::fs::accessat(
+            &self.fd,
+            c"cgroup.events",
+            rustix::fs::Access::EXISTS,
+            rustix::fs::AtFlags::empty(),
+        );
+        is_there.is_ok().then_some(Leaf {
+            dir,
+            fd: self.fd,
+            before: self.before,
+            until_now: Cell::new(self.before),
+        })
+    }
 }
 
 /// What a run used.
@@ -38,7 +68,20 @@ impl Leaf {
             .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
             .open(&dir)?
             .into();
-        Ok(Self { dir, fd })
+        Ok(Self {
+            dir,
+            fd,
+            before: Duration::ZERO,
+            until_now: Cell::new(Duration::ZERO),
+        })
+    }
+
+    /// Once [`Self::usage`] has been asked for.
+    pub(super) fn into_spare(self) -> Spare {
+        Spare {
+            fd: self.fd,
+            before: self.until_now.get(),
+        }
     }
 
     /// For `clone3`, and for the child to join by `cgroup.procs` where that is missing.
@@ -80,9 +123,12 @@ impl Leaf {
 
     /// What the run has used so far, as far as the controllers are there.
     pub fn usage(&self) -> Usage {
-        let micros = value_of(&self.read("cpu.stat"), "usage_usec");
+        let all = value_of(&self.read("cpu.stat"), "usage_usec").map(Duration::from_micros);
+        if let Some(all) = all {
+            self.until_now.set(all);
+        }
         Usage {
-            cpu: micros.map(Duration::from_micros),
+            cpu: all.map(|all| all.saturating_sub(self.before)),
             memory_peak: self.read("memory.peak").trim().parse().ok(),
             oom_killed: value_of(&self.read("memory.events"), "oom_kill").is_some_and(|n| n > 0),
         }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::{Level, NotPrepared, Protection, Protections};
 use crate::core::config::{Baseline, ExecutorConfig, ProfileConfig, Want};
 
-pub use leaf::{Leaf, Usage};
+pub use leaf::{Leaf, Spare, Usage};
 
 /// What limits and accounts need.
 const CONTROLLERS: [&str; 4] = ["memory", "pids", "cpu", "io"];
@@ -90,20 +90,26 @@ impl Hierarchy {
     /// Makes the group of one run and writes the limits of its profile.
     ///
     /// A group of that name with processes that an earlier run was allowed to leave behind stays theirs; the new one gets a number.
+    /// The `spare` one of the same name is taken instead, or removed.
     ///
     /// # Errors
     /// The profile requires its group, and the group cannot be made or a limit not be set.
     pub fn leaf(
         &self,
         name: &str,
+        spare: Option<Spare>,
         profile: &ProfileConfig,
         report: &mut Protections,
     ) -> Result<Option<Leaf>, NotPrepared> {
         if profile.cgroup == Want::Off {
             report.set(Protection::Cgroup, Level::Off);
+            if spare.is_some() {
+                self.remove_spare(name);
+            }
             return Ok(None);
         }
-        let leaf = match self.make_leaf(name) {
+        let spare = spare.and_then(|spare| spare.again(self.runs.join(name)));
+        let leaf = match spare.map_or_else(|| self.make_leaf(name), Ok) {
             Ok(leaf) => leaf,
             Err(e) => {
                 let why = cannot("make", &self.runs.join(name), &e);
@@ -123,6 +129,25 @@ impl Hierarchy {
                 Err(refused)
             }
         }
+    }
+
+    /// What is left of a group for the next run of the same supervisor, after a run that has left nothing in it and that was not able to
+    /// change anything about it; making and removing groups is a twentieth of what a short run costs. Not where there are controllers: what
+    /// the last run has used of memory would count for the next one.
+    ///
+    /// # Errors
+    /// The group cannot serve again: it is to be removed.
+    pub fn keep(&self, name: &str, leaf: Leaf) -> Result<Spare, Leaf> {
+        if self.controllers.is_empty() && leaf.dir() == self.runs.join(name) {
+            Ok(leaf.into_spare())
+        } else {
+            Err(leaf)
+        }
+    }
+
+    /// Removes the group that a supervisor had kept for another run.
+    pub fn remove_spare(&self, name: &str) {
+        let _ = std::fs::remove_dir(self.runs.join(name));
     }
 
     fn make_leaf(&self, name: &str) -> io::Result<Leaf> {

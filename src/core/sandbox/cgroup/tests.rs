@@ -128,7 +128,11 @@ fn a_leaf_kills_processes_that_left_session_and_parent() {
     let Some(own) = Own::new("kill") else { return };
     let profile = ProfileConfig::new(Baseline::Compat);
     let mut report = Protections::default();
-    let leaf = own.1.leaf("run-1", &profile, &mut report).unwrap().unwrap();
+    let leaf = own
+        .1
+        .leaf("run-1", None, &profile, &mut report)
+        .unwrap()
+        .unwrap();
     assert_eq!(report.0[&Protection::Cgroup], Level::Enforced);
     assert!(!leaf.populated());
     let script = "trap '' TERM; for i in 1 2 3 4 5; do setsid sleep 300 & done; exec sleep 300";
@@ -154,11 +158,19 @@ fn what_a_dead_supervisor_left_is_killed_by_its_number_and_kept_processes_are_no
     // No process has this number: the kernel's largest is below.
     let supervisor = 4_194_305;
     let name = Hierarchy::name_of(supervisor);
-    let kept = own.1.leaf(&name, &profile, &mut report).unwrap().unwrap();
+    let kept = own
+        .1
+        .leaf(&name, None, &profile, &mut report)
+        .unwrap()
+        .unwrap();
     let mut daemon = join(&kept, "exec sleep 300");
     wait_for("the daemon", || kept.populated());
 
-    let newer = own.1.leaf(&name, &profile, &mut report).unwrap().unwrap();
+    let newer = own
+        .1
+        .leaf(&name, None, &profile, &mut report)
+        .unwrap()
+        .unwrap();
     assert_ne!(newer.dir(), kept.dir());
     let mut run = join(&newer, "exec sleep 300");
     wait_for("the run", || newer.processes().len() == 1);
@@ -186,7 +198,11 @@ fn a_limit_without_its_controller_is_degraded_or_refused() {
         let mut profile = ProfileConfig::new(Baseline::Strict);
         profile.cgroup = Want::Require;
         let mut report = Protections::default();
-        let leaf = own.1.leaf("run-2", &profile, &mut report).unwrap().unwrap();
+        let leaf = own
+            .1
+            .leaf("run-2", None, &profile, &mut report)
+            .unwrap()
+            .unwrap();
         let text = std::fs::read_to_string(leaf.dir().join("memory.max")).unwrap();
         assert_eq!(text.trim(), (512_u64 << 20).to_string());
         assert!(leaf.remove());
@@ -194,7 +210,11 @@ fn a_limit_without_its_controller_is_degraded_or_refused() {
     }
     let mut profile = ProfileConfig::new(Baseline::Strict);
     let mut report = Protections::default();
-    let leaf = own.1.leaf("run-2", &profile, &mut report).unwrap().unwrap();
+    let leaf = own
+        .1
+        .leaf("run-2", None, &profile, &mut report)
+        .unwrap()
+        .unwrap();
     let why = report.degraded().next().unwrap().1.to_owned();
     assert!(
         why.contains("memory.max (the memory controller is not there)"),
@@ -202,7 +222,7 @@ fn a_limit_without_its_controller_is_degraded_or_refused() {
     );
     assert!(leaf.remove());
     profile.cgroup = Want::Require;
-    assert!(own.1.leaf("run-2", &profile, &mut report).is_err());
+    assert!(own.1.leaf("run-2", None, &profile, &mut report).is_err());
     assert!(!own.1.runs().join("run-2").exists());
 }
 
@@ -215,4 +235,54 @@ fn a_parent_outside_cgroup_v2_is_named() {
     let why = Hierarchy::set_up(&config).unwrap_err();
     assert!(why.contains("/tmp/ctrl-exec-no-such"), "{why}");
     assert!(!Path::new("/tmp/ctrl-exec-no-such").exists());
+}
+
+#[test]
+fn a_group_serves_again_only_where_nothing_of_the_last_run_counts() {
+    let Some(own) = Own::new("again") else { return };
+    let profile = ProfileConfig::new(Baseline::Compat);
+    let mut report = Protections::default();
+    let mut next = |spare| {
+        let leaf = own.1.leaf("run-3", spare, &profile, &mut report);
+        leaf.unwrap().unwrap()
+    };
+    let burn = |leaf: &Leaf| {
+        let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done";
+        join(leaf, script).wait().unwrap();
+        wait_for("empty", || !leaf.populated());
+        leaf.usage().cpu.unwrap()
+    };
+    let leaf = next(None);
+    let used = burn(&leaf);
+    let dir = leaf.dir().to_owned();
+    let spare = match own.1.keep("run-3", leaf) {
+        Ok(spare) => spare,
+        // With controllers the memory of the last run would count.
+        Err(leaf) => {
+            assert!(own.1.controllers().next().is_some());
+            assert!(leaf.remove());
+            return;
+        }
+    };
+    assert!(own.1.controllers().next().is_none());
+    let leaf = next(Some(spare));
+    assert_eq!(leaf.dir(), dir);
+    let before = leaf.usage().cpu.unwrap();
+    assert!(before < used / 2, "{before:?} of {used:?}");
+    let again = burn(&leaf);
+    assert!(again > before && again < used * 3, "{again:?}, {used:?}");
+    // Somebody has removed it.
+    let spare = own.1.keep("run-3", leaf).unwrap();
+    std::fs::remove_dir(&dir).unwrap();
+    let leaf = next(Some(spare));
+    assert!(leaf.dir() == dir && leaf.usage().cpu < Some(used / 2));
+    // That of another name is no one's.
+    let leaf = own.1.keep("run-4", leaf).unwrap_err();
+    let spare = own.1.keep("run-3", leaf).unwrap();
+    let off = ProfileConfig {
+        cgroup: Want::Off,
+        ..profile.clone()
+    };
+    let none = own.1.leaf("run-3", Some(spare), &off, &mut report);
+    assert!(none.unwrap().is_none() && !dir.exists());
 }

@@ -66,12 +66,25 @@ impl Host {
     }
 }
 
+impl Host {
+    /// The directory above a path, if it has been looked at: only real paths are, one name after the other.
+    fn known_above<'a>(&self, path: &'a [u8]) -> &'a [u8] {
+        let end = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+        let above = path.get(..end).unwrap_or_default();
+        match self.seen.borrow().get(above) {
+            Some(Some(facts)) if facts.directory => above,
+            _ => &[],
+        }
+    }
+}
+
 impl Lookup for Host {
     fn find(&self, path: &Path) -> Found {
-        // Empty: the root.
-        let mut real: Vec<u8> = Vec::with_capacity(path.as_os_str().len());
         let mut rest = path.as_os_str().as_bytes().to_owned();
-        let mut at = 0;
+        // Empty: the root. What is already known for a real directory is not walked through again.
+        let mut real: Vec<u8> = Vec::with_capacity(rest.len());
+        real.extend_from_slice(self.known_above(&rest));
+        let mut at = real.len();
         let mut links = 0;
         let mut directory = true;
         while let Some(name) = next_name(&rest, &mut at) {
@@ -111,16 +124,25 @@ impl Lookup for Host {
     }
 
     fn is_fixed(&self, path: &Path) -> bool {
-        let facts = |path: &Path| self.facts(path.as_os_str().as_bytes());
-        path.ancestors().skip(1).all(|dir| {
+        let path = path.as_os_str().as_bytes();
+        above(path).all(|dir| {
             // A sticky directory keeps what is root's in its place.
-            facts(dir).is_some_and(|facts| {
+            self.facts(dir).is_some_and(|facts| {
                 facts.directory
                     && facts.uid == 0
                     && (facts.mode & 0o022 == 0 || facts.mode & 0o1000 != 0)
             })
-        }) && facts(path).is_some_and(|facts| facts.uid == 0)
+        }) && self.facts(path).is_some_and(|facts| facts.uid == 0)
     }
+}
+
+/// The directories above a real path, the root first.
+fn above(real: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let names = real.iter().enumerate().skip(1);
+    let ends = names.filter_map(|(at, byte)| (*byte == b'/').then_some(at));
+    let root = (real.len() > 1).then_some(1);
+    let dirs = root.into_iter().chain(ends);
+    dirs.filter_map(|end| real.get(..end))
 }
 
 /// The next name of a path that counts, from `at` on, which moves behind it.
@@ -141,4 +163,61 @@ fn absolute(mut real: Vec<u8>) -> PathBuf {
         real.push(b'/');
     }
     PathBuf::from(OsString::from_vec(real))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_been_seen_changes_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = std::fs::canonicalize(dir.path()).unwrap();
+        std::fs::create_dir_all(base.join("a/b")).unwrap();
+        std::fs::write(base.join("a/b/file"), "").unwrap();
+        std::os::unix::fs::symlink("b/file", base.join("a/link")).unwrap();
+        std::os::unix::fs::symlink("b", base.join("a/dir")).unwrap();
+        let ways = [
+            "",
+            "a",
+            "a/",
+            "a/b",
+            "a//b/./file",
+            "a/b/file",
+            "a/b/none",
+            "a/link",
+            "a/dir",
+            "a/dir/file",
+            "a/dir/../b/file",
+            "a/b/..",
+            "a/b/../link",
+            "a/b/file/",
+            "a/none/..",
+            "..",
+        ];
+        let used = Host::default();
+        // The other way round too: what is seen first differs.
+        for way in ways.iter().chain(ways.iter().rev()) {
+            let path = base.join(way);
+            assert_eq!(used.find(&path), Host::default().find(&path), "{way}");
+        }
+        let found = used.find(&base.join("a/b/file"));
+        assert_eq!(found, Found::File(base.join("a/b/file")));
+        assert_eq!(
+            used.find(&base.join("a/b")),
+            Found::Directory(base.join("a/b"))
+        );
+        assert_eq!(used.find(Path::new("/")), Found::Directory("/".into()));
+    }
+
+    #[test]
+    fn the_directories_above_are_those_of_the_path() {
+        for path in ["/", "/a", "/a/b", "/a/bc/d"] {
+            let mut ours: Vec<&[u8]> = above(path.as_bytes()).collect();
+            ours.reverse();
+            let all = Path::new(path).ancestors().skip(1);
+            let all: Vec<&[u8]> = all.map(|dir| dir.as_os_str().as_bytes()).collect();
+            assert_eq!(ours, all, "{path}");
+        }
+    }
 }

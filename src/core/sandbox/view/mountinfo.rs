@@ -12,7 +12,7 @@ pub(super) struct Mount {
     pub id: u32,
     pub parent: u32,
     /// `major:minor`
-    pub device: String,
+    pub device: (u32, u32),
     /// Which directory of its file system is mounted.
     pub root: PathBuf,
     pub point: PathBuf,
@@ -32,7 +32,8 @@ fn line(text: &str) -> Option<Mount> {
     let mut fields = left.split(' ');
     let id = fields.next()?.parse().ok()?;
     let parent = fields.next()?.parse().ok()?;
-    let device = fields.next()?.to_owned();
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
     let root = unescape(fields.next()?);
     let point = unescape(fields.next()?);
     let flags = flags(fields.next()?);
@@ -114,7 +115,7 @@ fn covers(mounts: &[Mount], other: &Mount, mount: &Mount) -> bool {
         && within(&mount.point, &other.point)
         && !ancestors(mounts, mount).any(|id| id == other.id)
         // Of two mounts side by side the one below is reached through the one above only if it came later.
-        && (other.point != mount.point || ancestors(mounts, other).any(|id| id == mount.id))
+        && (!same(&other.point, &mount.point) || ancestors(mounts, other).any(|id| id == mount.id))
 }
 
 /// Ids of what a mount is mounted on, upwards. Bounded, since the text is not ours.

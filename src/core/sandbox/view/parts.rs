@@ -151,7 +151,7 @@ impl Builder<'_> {
     /// Makes a path and all mounts below it read-only.
     pub(super) fn read_only(&self, path: &Path) -> Vec<Op> {
         let is_mounted =
-            !self.is_anew(path) && self.visible.iter().any(|mount| mount.point == path);
+            !self.is_anew(path) && self.visible.iter().any(|mount| same(&mount.point, path));
         if self.attributes && is_mounted {
             return vec![Op::Attributes {
                 path: text(path),
@@ -275,7 +275,9 @@ impl Builder<'_> {
     ) {
         let switches_writable = profile.kernel_tunables_writable;
         let is_there = |look: &dyn Lookup, path: &str| match look.find(Path::new(path)) {
-            Found::Directory(real) | Found::File(real) if real == Path::new(path) => Some(real),
+            Found::Directory(real) | Found::File(real) if same(&real, Path::new(path)) => {
+                Some(real)
+            }
             _ => None,
         };
         // All of it is read-only already, or will be.
