@@ -1,5 +1,5 @@
 #!/bin/sh
-# The linker of dist/static.sh for routers and other architectures: called by rustc as it would call a C compiler
+# The linker of dist/static.sh for routers: called by rustc as it would call a C compiler
 # (from a name that begins with "link." rustc would conclude something else).
 #
 # Zig knows what a program needs (its start code, libc, the compiler's helpers; it builds them when they are first wanted) and in which order,

@@ -126,6 +126,7 @@ armv7)
 mipsel)
     export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1
     extra="-Ctarget-feature=+crt-static,+soft-float -Ctarget-cpu=mips32r2"
+    link_target=mipsel-linux-musleabi link_cpu=mips32r2+soft_float own_linker=yes
     ;;
 esac
 case $way in
@@ -139,8 +140,8 @@ native)
     ;;
 debian)
     sh "$0" --tools
-    # Zig links a program for fixed addresses; code that could lie anywhere would only be longer. On MIPS the executor so built died of SIGBUS.
-    [ "$arch" = mipsel ] || extra="$extra -Crelocation-model=static"
+    # Zig links a program for fixed addresses; code that could lie anywhere would only be longer.
+    extra="$extra -Crelocation-model=static"
     # A panic says what was wrong and in which file, without line and column; on a router, where a KiB is worth more, no file either.
     if [ -n "$suffix" ]; then place=none; else place=file; fi
     extra="$extra -Zlocation-detail=$place"
