@@ -5,9 +5,10 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
-use common::executor::{Ask, Executor, ask, kind};
+use common::executor::{Ask, Executor, ask, cgroup_root, kind};
 use common::{PATIENCE, root_or_skip, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -132,39 +133,50 @@ fn the_group_of_a_run_is_kept_for_the_next_one_if_the_script_could_not_change_it
     executor.profile("nobody", "run_as = nobody");
     executor.profile("root", "run_as = root");
     executor.profile("free", "run_as = nobody\ncgroup = off");
-    let tell = "echo $PPID; cat /proc/self/cgroup";
-    for profile in ["nobody", "root", "free"] {
-        executor.shell(profile, profile, tell);
-    }
+    let root = cgroup_root().unwrap_or_default();
+    let in_group = format!("{}$(sed -n s/^0:://p /proc/self/cgroup)", root.display());
+    executor.shell("nobody", "nobody", "echo $PPID");
+    executor.shell("root", "root", &format!("echo $PPID $(ls -di {in_group})"));
+    executor.shell("free", "free", "echo $PPID");
     executor.start();
     let Some(group) = executor.cgroup().map(std::path::Path::to_owned) else {
         return;
     };
     let bare = std::fs::read_to_string(group.join("runs/cgroup.subtree_control"));
     let bare = bare.is_ok_and(|all| all.trim().is_empty());
-    // Inode numbers of cgroups are not given out again.
-    let inode_after = |script: &str| {
-        use std::os::unix::fs::MetadataExt as _;
-        let supervisor = supervisor(&executor.run(script).exit(0).out());
+    // Supervisor and inode of the group, which is not given out again: what the script has said of it, or what is there afterwards.
+    let tell = |script: &str| {
+        let out = executor.run(script).exit(0).out();
         std::thread::sleep(A_MOMENT);
-        let dir = group.join(format!("runs/run-{supervisor}"));
-        std::fs::metadata(dir).ok().map(|found| found.ino())
+        let supervisor = supervisor(&out);
+        let kept = std::fs::metadata(group.join(format!("runs/run-{supervisor}")));
+        let said = out
+            .split_whitespace()
+            .nth(1)
+            .map(|word| word.parse().unwrap());
+        (supervisor, said.or(kept.ok().map(|kept| kept.ino())))
     };
-    if bare {
-        wait_until("two runs have one group", PATIENCE, || {
-            let (one, other) = (inode_after("nobody"), inode_after("nobody"));
-            (one.is_some() && one == other).then_some(())
-        });
-    }
-    assert_eq!(inode_after("root"), None, "root could change it");
-    inode_after("nobody");
-    assert_eq!(inode_after("free"), None, "nobody wants it");
-    inode_after("nobody");
+    // Of two runs that share a supervisor. Who has gone home meanwhile has kept nothing.
+    let groups = |first: &str, second: &str| {
+        wait_until("two runs share a supervisor", PATIENCE, || {
+            let (one, other) = (tell(first), tell(second));
+            let known = !bare || one.1.is_some() && (other.1.is_some() || second == "free");
+            (one.0 == other.0 && known).then_some((one.1, other.1))
+        })
+    };
+    let (one, other) = groups("nobody", "nobody");
+    assert_eq!((one.is_some(), one), (bare, other));
+    let (one, other) = groups("root", "nobody");
+    assert_ne!(one, other, "root could change it");
+    assert_eq!(groups("nobody", "free").1, None, "nobody wants it");
     std::thread::sleep(A_WHILE);
+    executor.wait_until_idle();
     assert_eq!(groups_of_runs(&executor), 0);
     // Whoever is killed with a kept group leaves none behind.
-    let free = supervisor(&executor.run("nobody").exit(0).out());
-    std::thread::sleep(A_MOMENT);
+    let free = wait_until("a supervisor waits with a group", PATIENCE, || {
+        let (supervisor, kept) = tell("nobody");
+        (kept.is_some() || !bare).then_some(supervisor)
+    });
     kill(free, Signal::KILL);
     wait_until("the listener clears up", PATIENCE, || {
         (groups_of_runs(&executor) == 0).then_some(())
