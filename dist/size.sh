@@ -25,6 +25,19 @@ row() { # what value unit bound
     fi
 }
 
+# What has a bound is the package: compressed as there, if Zopfli is there, which the packages need.
+packed() { # file bound
+    if [ -n "$2" ] && size=$(python3 -c '
+import sys
+sys.path.insert(0, sys.argv[1])
+from archive import squeeze
+print(len(squeeze(open(sys.argv[2], "rb").read())))' "$(dirname "$0")/package" "$1" 2>/dev/null); then
+        row "  compressed (Zopfli)" "$size" bytes "$2"
+    else
+        row "  compressed (gzip -9)" "$(gzip -9c "$1" | wc -c)" bytes "$2"
+    fi
+}
+
 row "$(basename "$binary")" "$(wc -c <"$binary")" bytes "$size_bound"
 row "  compressed (gzip -9)" "$(gzip -9c "$binary" | wc -c)" bytes ""
 
@@ -34,7 +47,7 @@ while read -r one bound packed; do
     [ "$bound" = - ] && bound='' || bound=$((bound * 1024))
     [ "$packed" = - ] && packed='' || packed=$((packed * 1024))
     row "ctrl-exec-$one" "$(wc -c <"$other")" bytes "$bound"
-    row "  compressed (gzip -9)" "$(gzip -9c "$other" | wc -c)" bytes "$packed"
+    packed "$other" "$packed"
 done <<LIST
 $offered
 LIST
