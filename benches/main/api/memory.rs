@@ -109,6 +109,12 @@ pub fn long_answers(report: &mut Report) {
     let _agent = Agent::start(host);
     let _log = QuietLog::of(&fleet.dispatcher);
     let api = Server::api(&fleet.dispatcher, "");
+    // An agent that has just started lets only some strangers of one address into the handshake at a time.
+    let mut first = Client::connect(api.address);
+    first.send(&client::run(host.name(), &names[0]));
+    let (length, end) = first.answer();
+    assert!(length > OUTPUT, "{end}");
+    drop(first);
     let start = Instant::now();
     let done = AtomicBool::new(false);
     let (answers, highest) = std::thread::scope(|scope| {
@@ -141,7 +147,8 @@ pub fn long_answers(report: &mut Report) {
     let (whole, given_up): (Vec<_>, Vec<_>) =
         answers.iter().partition(|(length, _)| *length > OUTPUT);
     for (length, end) in given_up {
-        assert!(*length < 1000 && end.contains("\"exit\":-1"), "{end}");
+        let told = end.contains("only its output is lost") && end.contains("\"exit\":-1");
+        assert!(*length < 1000 && told, "{end}");
     }
     let peak = status_kib(api.pid(), "VmHWM:");
     std::thread::sleep(Duration::from_secs(1));
