@@ -132,11 +132,13 @@ fn the_group_of_a_run_is_kept_for_the_next_one_if_the_script_could_not_change_it
     let mut executor = Executor::new("compat");
     executor.profile("nobody", "run_as = nobody");
     executor.profile("root", "run_as = root");
+    executor.profile("gain", "run_as = nobody\nno_new_privileges = no");
     executor.profile("free", "run_as = nobody\ncgroup = off");
     let root = cgroup_root().unwrap_or_default();
     let in_group = format!("{}$(sed -n s/^0:://p /proc/self/cgroup)", root.display());
     executor.shell("nobody", "nobody", "echo $PPID");
     executor.shell("root", "root", &format!("echo $PPID $(ls -di {in_group})"));
+    executor.shell("gain", "gain", "echo $PPID");
     executor.shell("free", "free", "echo $PPID");
     executor.start();
     let Some(group) = executor.cgroup().map(std::path::Path::to_owned) else {
@@ -168,6 +170,12 @@ fn the_group_of_a_run_is_kept_for_the_next_one_if_the_script_could_not_change_it
     assert_eq!((one.is_some(), one), (bare, other));
     let (one, other) = groups("root", "nobody");
     assert_ne!(one, other, "root could change it");
+    let (before, after) = wait_until("three runs share a supervisor", PATIENCE, || {
+        let (one, between, other) = (tell("nobody"), tell("gain"), tell("nobody"));
+        let known = !bare || one.1.is_some() && other.1.is_some();
+        (one.0 == between.0 && between.0 == other.0 && known).then_some((one.1, other.1))
+    });
+    assert!(!bare || before != after, "a setuid program could change it");
     assert_eq!(groups("nobody", "free").1, None, "nobody wants it");
     std::thread::sleep(A_WHILE);
     executor.wait_until_idle();

@@ -448,9 +448,12 @@ impl Served<'_> {
         }
     }
 
-    /// The script was not able to change anything about its group, which is root's.
+    /// The script was not able to change anything about its group, which is root's, nor to become somebody who is.
     fn is_powerless(&self, script: &Identity, profile: &ProfileConfig) -> bool {
-        self.house.unprivileged.is_none() && script.uid != 0 && profile.caps.is_empty()
+        self.house.unprivileged.is_none()
+            && script.uid != 0
+            && profile.caps.is_empty()
+            && profile.no_new_privileges
     }
 
     /// Keeps the group for the next run, if that can be; answers what is left to do.
