@@ -69,7 +69,8 @@ expect "nothing runs" is_gone agent
 set_up_dispatcher >/tmp/setup 2>&1 || cat /tmp/setup
 expect "the host pairs with itself" pair_here
 
-# A configuration with a mistake.
+# A configuration with a mistake. A newer OpenRC has already started the executor for the agent that was not.
+service exec stop >/dev/null
 cp -p /etc/ctrl-exec-agent/agent.toml /tmp/good
 break_it() { echo 'nonsense = 1' | cat - /tmp/good >/etc/ctrl-exec-agent/agent.toml; }
 mend_it() { cat /tmp/good >/etc/ctrl-exec-agent/agent.toml; }
