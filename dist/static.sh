@@ -149,7 +149,7 @@ debian)
     # it holds, for which no message asks; and a panic has no text, only the address that core/sys/trap.rs tells.
     # Nothing is made part of its callers that would make them larger: 1 KiB of the package.
     [ $own_linker = no ] || extra="$extra -Zfmt-debug=shallow -Zunstable-options -Cpanic=immediate-abort -Cllvm-args=-inline-threshold=0"
-    # An unwinder that has nothing to unwind. On 32 bits libunwind is wanted for more, and with Zig's linker the stand-in would be there twice.
+    # An unwinder that has nothing to unwind (and on MIPS three functions of libc). On 32 bits libunwind is wanted for more, and with Zig's linker the stand-in would be there twice.
     unwind=
     case $arch-$own_linker in
     x86_64-* | aarch64-* | *-yes)

@@ -1,4 +1,6 @@
-/* What the standard library asks of an unwinder, for programs that end at a panic (panic = "abort") and carry no tables to unwind by:
+/* What takes the place of parts of Zig's libraries: of libunwind, and on MIPS of three functions of libc (at the end).
+ *
+ * What the standard library asks of an unwinder, for programs that end at a panic (panic = "abort") and carry no tables to unwind by:
  * there is no caller to be found. Linked before libunwind, which then has nothing to bring. The only one that is called is
  * _Unwind_Backtrace, if somebody sets RUST_BACKTRACE: the trace is empty, as it would be without tables. */
 

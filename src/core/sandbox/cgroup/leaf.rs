@@ -16,7 +16,7 @@ use crate::core::sys::small_files;
 /// How long removal is tried for: the kernel takes a moment to forget processes that were killed.
 const REMOVAL_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A run's own group.
+/// A run's own group, for as long as it lasts.
 #[derive(Debug)]
 pub struct Leaf {
     dir: PathBuf,

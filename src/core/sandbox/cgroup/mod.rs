@@ -1,4 +1,4 @@
-//! One cgroup v2 leaf per run (spec/executor.md 15.7, 15.8).
+//! One cgroup v2 leaf per run, or for several in turn (spec/executor.md 15.7, 15.8; [`Hierarchy::keep`]).
 //!
 //! ```text
 //! <base>/               our own group, or `cgroup_parent`; in the root group `/ctrl-exec`

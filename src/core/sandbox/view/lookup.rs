@@ -64,9 +64,7 @@ impl Host {
         self.seen.borrow_mut().insert(path.to_owned(), facts);
         facts
     }
-}
 
-impl Host {
     /// The directory above a path, if it has been looked at: only real paths are, one name after the other.
     fn known_above<'a>(&self, path: &'a [u8]) -> &'a [u8] {
         let end = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
