@@ -24,7 +24,7 @@ help:
 	@echo "make api-fuzz    schemathesis against a real API with two agents, about three minutes (fetches it from PyPI)"
 
 deps:
-	@sh dist/deps.sh static
+	@ARCH=$(ARCH) sh dist/deps.sh static
 
 build:
 	@sh dist/deps.sh
@@ -39,7 +39,7 @@ OFFERED = x86_64 aarch64 aarch64-router armv7 armv7-router mipsel-router
 static-all: deps
 	for one in $(OFFERED); do \
 		case $$one in *-router) profile=router ;; *) profile=full ;; esac; \
-		ARCH=$${one%-router} PROFILE=$$profile sh dist/static.sh || exit 1; \
+		ARCH=$${one%-router} sh dist/deps.sh static && ARCH=$${one%-router} PROFILE=$$profile sh dist/static.sh || exit 1; \
 	done
 
 # As root: executor and detached runs too. The dispatcher of a router's test is this machine's own.

@@ -81,6 +81,14 @@ elif [ -f /etc/debian_version ]; then
     fi
     [ -z "$missing" ] || run_as_root "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends$missing"
     [ "$need_static" != static ] || sh dist/static.sh --tools
+    # For routers with a MIPS processor: what makes their binary a quarter smaller (dist/mips16.py), of the version of LLVM that the compiler has.
+    if [ "$need_static" = static ] && [ "${ARCH:-}" = mipsel ] && [ "$(id -u)" = 0 ] && ! sh dist/static.sh --mips16; then
+        llvm=llvm-$(/usr/bin/rustc -vV 2>/dev/null | sed -n 's/^LLVM version: \([0-9]*\)\..*/\1/p')
+        apt-get update -q >/dev/null 2>&1 || true
+        if apt-cache show "$llvm" >/dev/null 2>&1 && apt-cache show binutils-mipsel-linux-gnu >/dev/null 2>&1; then
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$llvm" binutils-mipsel-linux-gnu
+        fi
+    fi
 else
     echo "This is neither Debian nor Alpine. Needed: Rust 1.89 or newer with the musl target, a C compiler, make, openssl, python3, ip, file." >&2
     [ "$have_rust" = yes ] || exit 1

@@ -9,7 +9,7 @@
 #   --bp-compression-sort=both     functions and constants that are alike lie together, where the window of gzip (32 KiB) still sees them
 #
 # LINK_ZIG: the Python that has Zig; LINK_TARGET, LINK_CPU: what Zig calls the machine; LINK_LLD: LLVM's linker, 21 or newer (empty: Zig's stays);
-# LINK_UNWIND: an object in the place of libunwind (empty: none).
+# LINK_UNWIND: an object in the place of libunwind (empty: none); LINK_LLVM: LLVM's programs, if what rustc made is to become MIPS16e (dist/mips16.py).
 set -eu
 
 # Zig brings libc without being asked. An unwinder has nothing to unwind in a program that ends at a panic (dist/unwind.c).
@@ -39,5 +39,12 @@ line=$(echo "$said" | sed -n '/ -r /d; s/^ld\.lld //p' | tail -n 1)
 # Zig takes names away from all that is made for size; who counts them (CARGO_PROFILE_RELEASE_STRIP=none) wants to see them.
 [ $strip = yes ] || line=$(echo "$line" | sed 's/ -s / /')
 # Words are parted at blanks: no path here may hold one.
+if [ -n "${LINK_LLVM:-}" ]; then
+    # Of one crate's bitcode rustc makes one file, whose name is that of the object up to the first point.
+    object=$(echo "$line" | tr ' ' '\n' | grep '\.rcgu\.o$')
+    folder=$(dirname "$object") name=$(basename "$object")
+    # shellcheck disable=SC2086
+    exec python3 dist/mips16.py "$LINK_LLVM" mipsel-linux-gnu- "$folder/${name%%.*}.bc" $LINK_LLD -- $line
+fi
 # shellcheck disable=SC2086
 exec $LINK_LLD $line --icf=all --bp-compression-sort=both

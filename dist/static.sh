@@ -5,6 +5,7 @@
 #   static.sh --can-build  exit 0 if the compilers for it are there
 #   static.sh --smallest   exit 0 if the first of the ways below is there
 #   static.sh --linker     exit 0 if LLVM's linker is there, new enough for dist/linker.sh
+#   static.sh --mips16     exit 0 if what dist/mips16.py needs is there
 #   static.sh --tools      fetch Zig's C toolchain (only for the third way)
 #
 # Three ways, in this order: Debian's standard library source, which is compiled along for size (-Zbuild-std) and linked by Zig's C toolchain,
@@ -56,6 +57,12 @@ lld() {
     true
 }
 
+# The programs of LLVM that dist/mips16.py needs, of the version that Debian's rustc has, if GNU's for that machine are there too.
+llvm() {
+    programs=/usr/lib/llvm-$(/usr/bin/rustc -vV | sed -n 's/^LLVM version: \([0-9]*\)\..*/\1/p')/bin
+    [ ! -x "$programs/llc" ] || [ ! -x "$programs/llvm-dis" ] || ! command -v mipsel-linux-gnu-as >/dev/null || ! command -v mipsel-linux-gnu-ld >/dev/null || echo "$programs"
+}
+
 new_enough() { # command, perhaps with arguments
     version=$($1 --version 2>/dev/null | sed -n 's/.*LLD \([0-9]*\)\..*/\1/p')
     [ "${version:-0}" -ge 21 ]
@@ -72,6 +79,10 @@ case ${1:-} in
     ;;
 --linker)
     [ -n "$(lld)" ]
+    exit
+    ;;
+--mips16)
+    [ -n "$(llvm)" ]
     exit
     ;;
 --tools)
@@ -166,10 +177,22 @@ debian)
         export LINK_LLD LINK_ZIG="$venv/bin/python" LINK_TARGET="$link_target" LINK_CPU="$link_cpu" LINK_UNWIND="$unwind"
         [ -n "$LINK_LLD" ] || how="$way, linked by Zig: larger than with LLVM's linker 21 or newer, which 'make deps' installs"
         export "CARGO_TARGET_$(echo "$target" | tr 'a-z-' 'A-Z_')_LINKER=$PWD/dist/linker.sh"
+        # Half as long instructions for 24Kc and its kin, made of rustc's bitcode by dist/mips16.py.
+        export LINK_LLVM=
+        if [ "$arch" = mipsel ]; then
+            LINK_LLVM=$(llvm)
+            if [ -z "$LINK_LLVM" ] || [ -z "$LINK_LLD" ]; then
+                LINK_LLVM=
+                how="$how, of MIPS32 instructions: larger than of MIPS16e, for which 'make deps ARCH=mipsel' installs what is needed"
+            fi
+            extra="$extra${LINK_LLVM:+ --emit=llvm-bc}"
+        fi
     fi
+    # The profiles are made with other flags: in one folder each would undo what was built for the other.
+    folder=${CARGO_TARGET_DIR:-target}${suffix:+/router}
     PATH="$venv/bin:/usr/bin:$PATH" RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="$flags -Clink-self-contained=no $extra" \
-        "$venv/bin/cargo-zigbuild" zigbuild --locked --release $features $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target"
-    built=${CARGO_TARGET_DIR:-target}/$target/release
+        "$venv/bin/cargo-zigbuild" zigbuild --locked --release $features $wanted -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size --target "$target" --target-dir "$folder"
+    built=$folder/$target/release
     ;;
 esac
 built=$built${wanted:+/examples}/$name

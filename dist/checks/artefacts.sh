@@ -26,7 +26,7 @@ trap 'exit 1' INT TERM HUP
 
 CTRL_EXEC_PACKAGES=$(cd "$packages" && pwd) CTRL_EXEC_BINARIES=$(cd "$binaries" && pwd)
 export CTRL_EXEC_PACKAGES CTRL_EXEC_BINARIES PYTHONDONTWRITEBYTECODE=1
-for suite in units packages recipes scripts images; do
+for suite in units mips16 packages recipes scripts images; do
     printf '\n== tests: %s\n' "$suite"
     python3 "dist/package/tests/test_$suite.py"
 done
