@@ -20,6 +20,9 @@ const TRUST_MEMORY: Duration = Duration::from_secs(3600);
 const MAX_TRUSTED: usize = 1000;
 /// Handshakes that one address may have under way at the same time; trusted addresses are not counted.
 const MAX_PENDING: u32 = 32;
+/// Connections of one address that may wait for one of these to end. A dispatcher that calls often when the agent has just started is
+/// known after its first handshake, and then they all come in.
+const MAX_WAITING: u32 = 32;
 
 /// How a handshake ended that did not bring a usable connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -32,6 +35,27 @@ pub(super) enum Failure {
     Probe,
 }
 
+/// What becomes of a connection before its handshake.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Door {
+    /// It may begin. Must be followed by [`Admission::handshake_over`].
+    Open,
+    /// Its address has as many under way as it may. Must be followed by [`Admission::ask_again`] until that says something else, or by
+    /// [`Admission::give_up`].
+    Wait,
+    /// It is closed without a word.
+    Shut,
+}
+
+/// Connections of one address before the end of their handshakes.
+#[derive(Debug, Default)]
+struct Pending {
+    under_way: u32,
+    waiting: u32,
+    /// Whether the log has a line of those that were too many.
+    told: bool,
+}
+
 /// Times are taken from the monotonic clock, so that a clock that is set neither frees nor blocks anybody.
 pub(super) struct Admission {
     began: Instant,
@@ -39,7 +63,7 @@ pub(super) struct Admission {
     dispatchers: RateLimiter,
     trusted: HashMap<IpAddr, Instant>,
     /// By [`source_key`]: whoever owns an IPv6 network must not count as many.
-    pending: HashMap<String, u32>,
+    pending: HashMap<String, Pending>,
 }
 
 impl Admission {
@@ -63,26 +87,62 @@ impl Admission {
         };
     }
 
-    /// A connection was accepted: may it begin a handshake? Every yes must be followed by [`handshake_over`](Self::handshake_over).
-    pub(super) fn at_the_door(&mut self, address: IpAddr, now: Instant) -> bool {
+    /// A connection was accepted: may it begin a handshake?
+    pub(super) fn at_the_door(&mut self, address: IpAddr, now: Instant) -> Door {
         if !self.judge_address(address, now) {
-            return false;
+            return Door::Shut;
         }
         let trusted = self.is_trusted(address, now);
         let pending = self.pending.entry(source_key(address)).or_default();
-        if *pending >= MAX_PENDING && !trusted {
-            return false;
+        if pending.under_way < MAX_PENDING || trusted {
+            pending.under_way += 1;
+            return Door::Open;
         }
-        *pending += 1;
-        true
+        if pending.waiting < MAX_WAITING {
+            pending.waiting += 1;
+            return Door::Wait;
+        }
+        if !std::mem::replace(&mut pending.told, true) {
+            Action::new("handshake-limit")
+                .field("PEER", address)
+                .field("COUNT", pending.under_way + pending.waiting)
+                .warning();
+        }
+        Door::Shut
     }
 
-    /// The handshake of [`at_the_door`](Self::at_the_door) has ended, in whatever way.
+    /// A connection that waits asks again. Shut when its address was blocked meanwhile.
+    pub(super) fn ask_again(&mut self, address: IpAddr, now: Instant) -> Door {
+        if !self.judge_address(address, now) {
+            self.give_up(address);
+            return Door::Shut;
+        }
+        let trusted = self.is_trusted(address, now);
+        match self.pending.get_mut(&source_key(address)) {
+            Some(pending) if pending.under_way < MAX_PENDING || trusted => {
+                pending.waiting -= 1;
+                pending.under_way += 1;
+                Door::Open
+            }
+            _ => Door::Wait,
+        }
+    }
+
+    /// A connection waits no longer.
+    pub(super) fn give_up(&mut self, address: IpAddr) {
+        self.one_less(address, |pending| &mut pending.waiting);
+    }
+
+    /// A handshake has ended, in whatever way.
     pub(super) fn handshake_over(&mut self, address: IpAddr) {
+        self.one_less(address, |pending| &mut pending.under_way);
+    }
+
+    fn one_less(&mut self, address: IpAddr, which: impl FnOnce(&mut Pending) -> &mut u32) {
         let key = source_key(address);
         if let Some(pending) = self.pending.get_mut(&key) {
-            *pending -= 1;
-            if *pending == 0 {
+            *which(pending) -= 1;
+            if pending.under_way == 0 && pending.waiting == 0 {
                 self.pending.remove(&key);
             }
         }
@@ -195,7 +255,7 @@ mod tests {
         let now = Instant::now();
         let mut door = admission(now);
         for _ in 0..200 {
-            assert!(door.at_the_door(ADDRESS, now));
+            assert_eq!(door.at_the_door(ADDRESS, now), Door::Open);
             door.handshake_over(ADDRESS);
             door.trusted_arrived(ADDRESS, now);
         }
@@ -206,13 +266,19 @@ mod tests {
         let now = Instant::now();
         let mut door = admission(now);
         for _ in 0..10 {
-            assert!(door.at_the_door(ADDRESS, now));
+            assert_eq!(door.at_the_door(ADDRESS, now), Door::Open);
             door.handshake_over(ADDRESS);
             assert!(door.stranger_arrived(ADDRESS, now));
         }
-        assert!(!door.at_the_door(ADDRESS, now));
-        assert!(!door.at_the_door(ADDRESS, now + Duration::from_secs(299)));
-        assert!(door.at_the_door(ADDRESS, now + Duration::from_secs(301)));
+        assert_eq!(door.at_the_door(ADDRESS, now), Door::Shut);
+        assert_eq!(
+            door.at_the_door(ADDRESS, now + Duration::from_secs(299)),
+            Door::Shut
+        );
+        assert_eq!(
+            door.at_the_door(ADDRESS, now + Duration::from_secs(301)),
+            Door::Open
+        );
     }
 
     #[test]
@@ -223,11 +289,11 @@ mod tests {
             door.handshake_failed(ADDRESS, Failure::Clock, now);
         }
         for _ in 0..3 {
-            assert!(door.at_the_door(ADDRESS, now));
+            assert_eq!(door.at_the_door(ADDRESS, now), Door::Open);
             door.handshake_over(ADDRESS);
             door.handshake_failed(ADDRESS, Failure::Probe, now);
         }
-        assert!(!door.at_the_door(ADDRESS, now));
+        assert_eq!(door.at_the_door(ADDRESS, now), Door::Shut);
     }
 
     #[test]
@@ -238,32 +304,84 @@ mod tests {
         for _ in 0..50 {
             door.handshake_failed(ADDRESS, Failure::Disconnected, now);
         }
-        assert!(door.at_the_door(ADDRESS, now));
+        assert_eq!(door.at_the_door(ADDRESS, now), Door::Open);
         let later = now + TRUST_MEMORY + Duration::from_secs(1);
         for _ in 0..3 {
             door.handshake_failed(ADDRESS, Failure::Disconnected, later);
         }
-        assert!(!door.at_the_door(ADDRESS, later));
+        assert_eq!(door.at_the_door(ADDRESS, later), Door::Shut);
+    }
+
+    /// With as many handshakes under way, and as many connections waiting, as it may have.
+    fn crowded(now: Instant) -> Admission {
+        let mut door = admission(now);
+        for _ in 0..MAX_PENDING {
+            assert_eq!(door.at_the_door(ADDRESS, now), Door::Open);
+        }
+        for _ in 0..MAX_WAITING {
+            assert_eq!(door.at_the_door(ADDRESS, now), Door::Wait);
+        }
+        assert_eq!(door.at_the_door(ADDRESS, now), Door::Shut);
+        door
     }
 
     #[test]
     fn one_address_cannot_take_all_handshakes() {
         let now = Instant::now();
-        let mut door = admission(now);
-        for _ in 0..MAX_PENDING {
-            assert!(door.at_the_door(ADDRESS, now));
-        }
-        assert!(!door.at_the_door(ADDRESS, now));
+        let mut door = crowded(now);
         let other = "192.0.2.2".parse().unwrap();
-        assert!(door.at_the_door(other, now));
-        door.handshake_over(ADDRESS);
-        assert!(door.at_the_door(ADDRESS, now));
+        assert_eq!(door.at_the_door(other, now), Door::Open);
 
         let host = |n: u32| format!("2001:db8::{n:x}").parse().unwrap();
         for n in 0..MAX_PENDING {
-            assert!(door.at_the_door(host(n), now));
+            assert_eq!(door.at_the_door(host(n), now), Door::Open);
         }
-        assert!(!door.at_the_door(host(MAX_PENDING), now));
+        assert_eq!(door.at_the_door(host(MAX_PENDING), now), Door::Wait);
+    }
+
+    #[test]
+    fn who_waits_comes_in_for_each_handshake_that_ends_and_nothing_is_left_behind() {
+        let now = Instant::now();
+        let mut door = crowded(now);
+        assert_eq!(door.ask_again(ADDRESS, now), Door::Wait);
+        for _ in 0..MAX_WAITING {
+            door.handshake_over(ADDRESS);
+            assert_eq!(door.ask_again(ADDRESS, now), Door::Open);
+            assert_eq!(door.at_the_door(ADDRESS, now), Door::Wait);
+            door.give_up(ADDRESS);
+        }
+        for _ in 0..MAX_PENDING {
+            door.handshake_over(ADDRESS);
+        }
+        assert!(door.pending.is_empty());
+    }
+
+    #[test]
+    fn who_waits_comes_in_with_the_first_trusted_handshake_of_its_address() {
+        let now = Instant::now();
+        let mut door = crowded(now);
+        door.trusted_arrived(ADDRESS, now);
+        for _ in 0..MAX_WAITING {
+            assert_eq!(door.ask_again(ADDRESS, now), Door::Open);
+        }
+        assert_eq!(door.at_the_door(ADDRESS, now), Door::Open);
+    }
+
+    #[test]
+    fn who_waits_is_sent_away_with_its_address() {
+        let now = Instant::now();
+        let mut door = crowded(now);
+        for _ in 0..3 {
+            door.handshake_over(ADDRESS);
+            door.handshake_failed(ADDRESS, Failure::Probe, now);
+        }
+        for _ in 0..MAX_WAITING {
+            assert_eq!(door.ask_again(ADDRESS, now), Door::Shut);
+        }
+        for _ in 3..MAX_PENDING {
+            door.handshake_over(ADDRESS);
+        }
+        assert!(door.pending.is_empty());
     }
 
     #[test]
@@ -289,10 +407,10 @@ mod tests {
         for _ in 0..3 {
             door.handshake_failed(ADDRESS, Failure::Probe, now);
         }
-        assert!(!door.at_the_door(ADDRESS, now));
+        assert_eq!(door.at_the_door(ADDRESS, now), Door::Shut);
         let paths = Paths::new("/nonexistent", Platform::Standard);
         let config = AgentConfig::defaults(&paths, std::path::Path::new("agent.conf"));
         door.forget(&config, now);
-        assert!(door.at_the_door(ADDRESS, now));
+        assert_eq!(door.at_the_door(ADDRESS, now), Door::Open);
     }
 }

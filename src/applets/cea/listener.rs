@@ -10,7 +10,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::applets::cea::admission::Failure;
+use crate::applets::cea::admission::{Door, Failure};
 use crate::applets::cea::connection::{self, Children};
 use crate::applets::cea::state::Agent;
 use crate::core::logging::Action;
@@ -22,6 +22,8 @@ use crate::core::tls;
 
 /// Pause after an accept that failed (out of descriptors): trying at once again would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Longest that a connection waits for other handshakes of its address.
+const DOOR_TIMEOUT: Duration = Duration::from_secs(5);
 /// A failing accept is logged this often and no more.
 const ACCEPT_LOG_PAUSE: Duration = Duration::from_secs(60);
 
@@ -55,9 +57,10 @@ pub(super) async fn accept_loop(listener: TcpListener, house: House) {
         match accepted {
             Ok((stream, address)) => {
                 let address = address.ip().to_canonical();
-                if may_enter(&house.agent, address) {
+                let door = may_enter(&house.agent, address);
+                if door != Door::Shut {
                     let work = house.work.clone();
-                    let served = receive(house.clone(), stream, address, handshakes.enter());
+                    let served = receive(house.clone(), stream, address, door, handshakes.enter());
                     task::spawn(async move {
                         served.await;
                         work.notify_one();
@@ -76,23 +79,49 @@ pub(super) async fn accept_loop(listener: TcpListener, house: House) {
 }
 
 /// The cheap refusals, before any cryptography.
-fn may_enter(agent: &Agent, address: IpAddr) -> bool {
+fn may_enter(agent: &Agent, address: IpAddr) -> Door {
     let snapshot = agent.snapshot();
     let allowed = &snapshot.config.allowed_ips;
     if !allowed.is_empty() && !allowed.iter().any(|range| range.contains(address)) {
         Action::new("ip-block").field("PEER", address).warning();
         agent.metrics.refused(AgentRefusal::Ip);
-        return false;
+        return Door::Shut;
     }
-    let welcome = agent.admission().at_the_door(address, Instant::now());
-    if !welcome {
+    let door = agent.admission().at_the_door(address, Instant::now());
+    if door == Door::Shut {
         agent.metrics.refused(AgentRefusal::Rate);
     }
-    welcome
+    door
 }
 
-async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Place) {
+/// Whether a connection that has to wait came in after all.
+async fn wait_at_the_door(agent: &Agent, address: IpAddr, place: &mut Place) -> bool {
+    let late = sleep(DOOR_TIMEOUT);
+    tokio::pin!(late);
+    loop {
+        // Made before the question: what ends in between is not missed.
+        let ended = agent.door.notified();
+        match agent.admission().ask_again(address, Instant::now()) {
+            Door::Open => return true,
+            Door::Shut => return false,
+            Door::Wait => {}
+        }
+        tokio::select! {
+            () = ended => {}
+            () = &mut late => break,
+            () = place.told_to_give_way() => break,
+        }
+    }
+    agent.admission().give_up(address);
+    false
+}
+
+async fn receive(house: House, stream: TcpStream, address: IpAddr, door: Door, mut place: Place) {
     let agent = &house.agent;
+    if door == Door::Wait && !wait_at_the_door(agent, address, &mut place).await {
+        agent.metrics.refused(AgentRefusal::Rate);
+        return;
+    }
     let snapshot = agent.snapshot();
     let _ = stream.set_nodelay(true);
     let acceptor = TlsAcceptor::from(snapshot.tls.clone());
@@ -102,6 +131,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
     };
     drop(place);
     agent.admission().handshake_over(address);
+    agent.door.notify_waiters();
 
     let failed = |failure, reason: String| {
         Action::new("tls-failure")
@@ -128,6 +158,7 @@ async fn receive(house: House, stream: TcpStream, address: IpAddr, mut place: Pl
         let mut admission = agent.admission();
         if snapshot.dispatcher(&identity).is_some() {
             admission.trusted_arrived(address, now);
+            agent.door.notify_waiters();
             true
         } else {
             admission.stranger_arrived(address, now)

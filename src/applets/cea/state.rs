@@ -195,6 +195,8 @@ pub(super) struct Agent {
     pub(super) jobs: Jobs,
     pub(super) isolation: Isolation,
     admission: Mutex<Admission>,
+    /// Told when a handshake has ended: who waits for that asks [`Admission::ask_again`].
+    pub(super) door: tokio::sync::Notify,
     host: OnceCell<String>,
     pub(super) timekeeper: Timekeeper,
     pub(super) metrics: Arc<AgentMetrics>,
@@ -214,6 +216,7 @@ impl Agent {
             jobs: Jobs::default(),
             isolation: Isolation::default(),
             admission,
+            door: tokio::sync::Notify::new(),
             host: OnceCell::new(),
             timekeeper: Timekeeper::new(Instant::now()),
             metrics,

@@ -74,7 +74,7 @@ impl From<&io::Error> for TlsFailure {
         match inner {
             Some(tls) => Self::from(tls),
             None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Other(
-                "the peer closed the connection during the TLS handshake: see its log".to_owned(),
+                "the peer closed the connection during the TLS handshake: it does so to addresses that it has blocked for a while, see its log".to_owned(),
             ),
             None => Self::Other(error.to_string()),
         }

@@ -215,3 +215,57 @@ fn probes_block_their_address() {
         assert_eq!(stage.call("POST", "/ping", b"{}").await.0, 200);
     });
 }
+
+/// An agent that has just started knows no address yet; a dispatcher that calls it often at once must not be sent away.
+#[test]
+fn a_burst_of_a_dispatcher_comes_in_whole() {
+    let fleet = Fleet::new();
+    fleet.play(|stage| async move {
+        let mut burst = Vec::new();
+        for _ in 0..64 {
+            burst.push(TcpStream::connect(stage.address).await.unwrap());
+        }
+        // The first one makes its address known.
+        for stream in burst {
+            let mut stream = stage.connect_over(stream, &stage.dispatcher).await.unwrap();
+            let request = b"POST /ping HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            let read = timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+            read.unwrap().unwrap();
+            assert_eq!(parse(&answer).0, 200);
+        }
+    });
+}
+
+#[test]
+fn a_connection_waits_for_others_of_its_address_and_too_many_are_closed() {
+    let fleet = Fleet::new();
+    fleet.configure("rate_limit_disable = 1");
+    fleet.play(|stage| async move {
+        let mut silent = Vec::new();
+        for _ in 0..32 {
+            silent.push(TcpStream::connect(stage.address).await.unwrap());
+        }
+        let mut call = std::pin::pin!(stage.dial_as(&stage.dispatcher));
+        assert!(
+            timeout(Duration::from_millis(300), &mut call)
+                .await
+                .is_err()
+        );
+        silent.pop();
+        let dialled = timeout(Duration::from_secs(3), &mut call).await;
+        drop(dialled.expect("a place is free").expect("a handshake"));
+    });
+
+    let fleet = Fleet::new();
+    fleet.configure("rate_limit_disable = 1");
+    fleet.play(|stage| async move {
+        let mut silent = Vec::new();
+        for _ in 0..64 {
+            silent.push(TcpStream::connect(stage.address).await.unwrap());
+        }
+        let refused = timeout(Duration::from_secs(3), stage.dial_as(&stage.dispatcher)).await;
+        assert!(refused.expect("closed at once").is_err());
+    });
+}

@@ -220,8 +220,16 @@ struct Stage {
 
 impl Stage {
     async fn connect_as(&self, who: &Identity) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_over(TcpStream::connect(self.address).await?, who)
+            .await
+    }
+
+    async fn connect_over(
+        &self,
+        stream: TcpStream,
+        who: &Identity,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let config = tls::client_config(who, &self.cas, Clock::system(0)).unwrap();
-        let stream = TcpStream::connect(self.address).await?;
         let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST).into());
         TlsConnector::from(config).connect(name, stream).await
     }
