@@ -20,7 +20,6 @@ it at all, so its bitcode is compiled here, in these steps:
 A form that is not known here leaves its function as it was: the program is larger then, never wrong.
 """
 
-import os
 import re
 import struct
 import subprocess
