@@ -6,6 +6,14 @@ use std::time::Duration;
 use crate::core::tls::TlsFailure;
 use crate::core::wire;
 
+/// An agent closes connections of addresses that it has blocked before they could ask anything.
+fn more_of(failure: &TlsFailure) -> &'static str {
+    match failure {
+        TlsFailure::Closed => ": it may have blocked this address for a while, see its log",
+        _ => "",
+    }
+}
+
 /// Why an exchange gave no usable answer. Every variant ends with what the operator can do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ExchangeError {
@@ -19,7 +27,10 @@ pub enum ExchangeError {
     Unreachable { host: String },
     #[error("host '{host}' did not respond - connection timed out")]
     ConnectTimeout { host: String },
-    #[error("TLS handshake with '{host}' failed - certificate or trust mismatch ({failure})")]
+    #[error(
+        "TLS handshake with '{host}' failed - certificate or trust mismatch ({failure}{})",
+        more_of(failure)
+    )]
     Tls { host: String, failure: TlsFailure },
     /// The address answered with a certificate that is not the agent's (docs/security.md).
     #[error("{0}")]
@@ -121,6 +132,14 @@ mod tests {
         assert_eq!(
             unreachable.to_string(),
             "host 'h' is unreachable - no route to host or network down"
+        );
+        let closed = ExchangeError::Tls {
+            host: "h".to_owned(),
+            failure: TlsFailure::Closed,
+        };
+        assert_eq!(
+            closed.to_string(),
+            "TLS handshake with 'h' failed - certificate or trust mismatch (the peer closed the connection during the TLS handshake: it may have blocked this address for a while, see its log)"
         );
         assert_eq!(
             ExchangeError::ReadTimeout(Duration::from_secs(60)).to_string(),

@@ -1,6 +1,6 @@
 //! Why a handshake failed, in the terms in which callers decide (rate limits, retries) and people act.
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use rustls::{AlertDescription, CertificateError, Error};
 
@@ -45,6 +45,9 @@ pub enum TlsFailure {
         "the peer refused our certificate ({0}): see the log of the peer, and check its clock and its CA"
     )]
     RefusedByPeer(String),
+    /// The peer broke off without a word.
+    #[error("the peer closed the connection during the TLS handshake")]
+    Closed,
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -73,10 +76,12 @@ impl From<&io::Error> for TlsFailure {
         let inner = error.get_ref().and_then(|e| e.downcast_ref::<Error>());
         match inner {
             Some(tls) => Self::from(tls),
-            None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Other(
-                "the peer closed the connection during the TLS handshake: it does so to addresses that it has blocked for a while, see its log".to_owned(),
-            ),
-            None => Self::Other(error.to_string()),
+            None => match error.kind() {
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                    Self::Closed
+                }
+                _ => Self::Other(error.to_string()),
+            },
         }
     }
 }
@@ -164,7 +169,7 @@ mod tests {
             ),
         ] {
             assert_eq!(classify(&error), expected);
-            let wrapped = io::Error::new(io::ErrorKind::InvalidData, error);
+            let wrapped = io::Error::new(ErrorKind::InvalidData, error);
             assert_eq!(classify(&wrapped), expected);
         }
     }
@@ -176,8 +181,9 @@ mod tests {
                 .to_string()
                 .contains("check the clock of this host")
         );
-        let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
-        assert!(classify(&closed).to_string().contains("see its log"));
+        for kind in [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset] {
+            assert_eq!(classify(&io::Error::from(kind)), TlsFailure::Closed);
+        }
         let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
         assert_eq!(classify(&refused), TlsFailure::Other(refused.to_string()));
         assert!(TlsFailure::Expired.is_about_time());
