@@ -9,7 +9,7 @@ use crate::core::wire;
 /// An agent closes connections of addresses that it has blocked before they could ask anything.
 fn more_of(failure: &TlsFailure) -> &'static str {
     match failure {
-        TlsFailure::Closed => ": it may have blocked this address for a while, see its log",
+        TlsFailure::Closed => ", it may have blocked this address for a while",
         _ => "",
     }
 }
@@ -139,7 +139,7 @@ mod tests {
         };
         assert_eq!(
             closed.to_string(),
-            "TLS handshake with 'h' failed - certificate or trust mismatch (the peer closed the connection during the TLS handshake: it may have blocked this address for a while, see its log)"
+            "TLS handshake with 'h' failed - certificate or trust mismatch (the peer closed the connection during the TLS handshake: see its log, it may have blocked this address for a while)"
         );
         assert_eq!(
             ExchangeError::ReadTimeout(Duration::from_secs(60)).to_string(),

@@ -46,7 +46,7 @@ pub enum TlsFailure {
     )]
     RefusedByPeer(String),
     /// The peer broke off without a word.
-    #[error("the peer closed the connection during the TLS handshake")]
+    #[error("the peer closed the connection during the TLS handshake: see its log")]
     Closed,
     /// Anything else.
     #[error("{0}")]
